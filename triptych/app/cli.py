@@ -1,0 +1,287 @@
+"""The command line: every verb, its options and its help. The work is done in the file named after the verb.
+
+Light: nothing here imports torch, so that --help and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from . import say
+from .errors import EXIT, report
+
+__all__ = ["app", "main"]
+
+# Common spellings of other programs, understood and not shown.
+_ALIASES = {
+    "cfg": "guidance", "cfg-scale": "guidance", "guidance-scale": "guidance", "negative-prompt": "negative", "count": "num-images",
+    "num-inference-steps": "steps", "out": "output", "scheduler": "sampler", "prompts-file": "prompts",
+}  # fmt: skip
+_SPELLINGS = {"token_normalize_func": lambda token: _ALIASES.get(token, token), "help_option_names": ["-h", "--help"]}
+_TRAIN_SPELLINGS = {**_SPELLINGS, "token_normalize_func": lambda token: {"output": "out"}.get(token, token)}
+
+app = typer.Typer(name="triptych", add_completion=False, rich_markup_mode=None, context_settings=_SPELLINGS,
+                  pretty_exceptions_enable=False)  # fmt: skip
+data_app = typer.Typer(rich_markup_mode=None, context_settings=_SPELLINGS)
+app.add_typer(data_app, name="data", help="Look at data, check it, and prepare it for training.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress and notes stay on stderr.")]
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help='"emoji", "scenes", a mixture "emoji:3,scenes:1", or a folder of pictures.')]
+Size = Annotated[int, typer.Option("--size", help="Side of the pictures in pixels.", min=1, max=4096)]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        say.result({}, f"triptych {__version__}", False)
+        raise typer.Exit()
+
+
+@app.callback(epilog="Exit codes: 0 ok, 1 a fault of ours, 2 usage, 3 bad data, 4 bad checkpoint, 5 out of memory, 6 disk full, 7 training "
+              "diverged, 8 locked, 130 Ctrl+C, 143 SIGTERM. --debug, anywhere, prints the traceback of an error.")  # fmt: skip
+def _triptych(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    """Pictures from words, by a text encoder, a generator and a decoder that you can train, swap and look into.
+
+    \b
+    triptych generate "a red apple"          draw a picture, offline
+    triptych train own --data my-pictures    teach the model your own pictures
+    triptych list                            what there is
+    """
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw, in English or Chinese; several = several pictures.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|PATH", help="An embedded model or a model's folder.  [default: emoji]")] = None,
+    n: Annotated[int, typer.Option("-n", "--num-images", help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="Picture i has seed S + i; -1 or absent: random, printed and recorded.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps from noise to picture.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="How strongly the words pull; 1 = off.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", metavar="NAME", help="How the steps are made; `triptych list` names them.")] = None,
+    negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What to stay away from.")] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, where the decoder offers a choice.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE",
+        help="One prompt a line, '#' comments; inside a line --n negative --w --h --s steps --d seed --l guidance.")] = None,
+    old: Annotated[str | None, typer.Option("--from", metavar="OLD.png", help="Draw a picture again from its own record: the same pixels.")] = None,
+    strip: Annotated[int | None, typer.Option("--strip", metavar="K", help="Also show every K-th step: the picture growing clear, as one PNG.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE|DIR",
+        help="A folder gets numbered files, a file's name an index where there are several; nothing is overwritten.  [default: out/]")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16.  [default: float32]")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Draw each picture alone: equal to the last bit whatever the batch.")] = False,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Write nothing into the picture about how it was made.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Draw pictures from words.
+
+    \b
+    triptych generate "a red apple"
+    triptych generate "火箭" "a blue circle left of a red square" -n 4 --seed 7 -o rockets/
+    triptych generate "smiling cat" --steps 30 --guidance 4 --sampler heun -o cat.png
+    triptych generate --prompts prompts.txt --model runs/own/model
+    triptych generate --from cat.png                  the same pixels again
+    triptych generate "a red apple" --strip 4         watch it growing clear
+    """
+    from .generate import Request, run
+
+    run(Request(
+        prompts=prompt or (), model=model, n=n, seed=seed, steps=steps, guidance=guidance, sampler=sampler, negative=negative, size=size,
+        prompts_file=prompts, old=old, strip=strip, out=output, device=device, precision=precision, exact=exact, metadata=not no_metadata,
+    ), as_json)  # fmt: skip
+
+
+@app.command(context_settings=_TRAIN_SPELLINGS)
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A shipped recipe (`triptych list`) or your own as YAML.")],
+    data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help='Train on this instead: a folder, or "emoji:3,scenes:1".')] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe; may be repeated.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder.  [default: runs/RECIPE-DATE]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in --out (or in RECIPE's newest run).")] = False,
+    init: Annotated[str | None, typer.Option("--init", metavar="MODEL", help="Start from this model's weights, with a fresh optimizer.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a panel by a recipe. Ctrl+C saves and leaves; --resume goes on to the same bits.
+
+    \b
+    triptych train tiny                                         does it all run? under a minute
+    triptych train own --data my-pictures                       fine-tune the embedded generator
+    triptych train emoji --set steps=2000 --set batch=32 --dry-run
+    triptych train emoji --out runs/mine --resume
+    triptych show emoji --recipe > mine.yaml && triptych train mine.yaml
+    """
+    from .train import run
+
+    run(recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, dry_run=dry_run, as_json=as_json)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Models, recipes, families, samplers, data.
+
+    \b
+    triptych list
+    triptych list --json | jq .recipes
+    """
+    from .show import run_list
+
+    run_list(as_json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model (name or folder), a recipe, or a family such as dit or generators/dit.")],
+    trace: Annotated[bool, typer.Option("--trace", help="Draw one picture and print the shapes, stage by stage.")] = False,
+    prompt: Annotated[str, typer.Option("--prompt", help="The prompt that --trace follows.")] = "a red apple",
+    recipe: Annotated[bool, typer.Option("--recipe", help="The recipe of this name, where a model is called so too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look into a model, a recipe or a family.
+
+    A model's cards, a recipe as YAML, or a family with its paper, sizes and parameters.
+
+    \b
+    triptych show emoji                      the embedded model: data, recipe, results, limits
+    triptych show emoji --trace              words -> tokens -> latents -> picture
+    triptych show emoji --recipe > my.yaml   its recipe, ready for `triptych train my.yaml`
+    triptych show dit                        the paper, and what each size weighs
+    """
+    from .show import run
+
+    run(name, trace=trace, prompt=prompt, recipe=recipe, as_json=as_json)
+
+
+@data_app.command("build")
+def data_build(spec: Spec, size: Size = 32, as_json: Json = False) -> None:
+    """Fill the caches, so that training starts at once.
+
+    \b
+    triptych data build emoji
+    triptych data build emoji:3,scenes:1 --size 128
+    """
+    from .data import run_build
+
+    run_build(spec, size, as_json)
+
+
+@data_app.command("show")
+def data_show(
+    spec: Spec,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="SHEET.png", help="Where the sheet goes.  [default: sheet.png]")] = None,
+    n: Annotated[int, typer.Option("-n", "--num-images", help="Pictures on the sheet.", min=1, max=4096)] = 64,
+    columns: Annotated[int, typer.Option("--columns", help="Pictures in a row.", min=1, max=256)] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="Which ones.")] = 0,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The held-out split, which no training sees.")] = False,
+    size: Size = 128,
+    as_json: Json = False,
+) -> None:
+    """Draw a sheet of pictures with their captions.
+
+    \b
+    triptych data show scenes -o scenes.png
+    triptych data show my-pictures -n 100 --columns 10
+    """
+    from .data import run_show
+
+    run_show(spec, output, n=n, columns=columns, seed=seed, held_out=held_out, size=size, as_json=as_json)
+
+
+@data_app.command("check")
+def data_check(spec: Spec, size: Size = 32, as_json: Json = False) -> None:
+    """Count, and name what is broken or missing.
+
+    Exit code 3 if training could not use it.
+
+    \b
+    triptych data check my-pictures
+    triptych data check emoji:3,scenes:1 --json
+    """
+    from .data import run_check
+
+    run_check(spec, size, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, and lacks.
+
+    Python, torch, device, bf16, compiler, disk, fonts, and the embedded weights' checksums.
+
+    \b
+    triptych doctor
+    """
+    from .doctor import run
+
+    run(as_json)
+
+
+# --- the entry point ----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code. Every error becomes one line on stderr (and one object with --json)."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    before_text = given[: given.index("--")] if "--" in given else given
+    debug, as_json = "--debug" in before_text, "--json" in before_text
+    args = [a for a in before_text if a != "--debug"] + given[len(before_text) :]
+    if args in ([], ["data"]):
+        args = [*args, "--help"]
+    restore = _leave_on_sigterm()
+    try:
+        code = typer.main.get_command(app)(args=args, prog_name="triptych", standalone_mode=False)
+        if code == EXIT["interrupted"]:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException as error:  # the border: nothing passes it but an exit code
+        return _say_error(error, args, as_json, debug)
+    finally:
+        restore()
+
+
+def _say_error(error: BaseException, args: list[str], as_json: bool, debug: bool) -> int:
+    if isinstance(error, typer.Abort):
+        error = KeyboardInterrupt()
+    if isinstance(error, typer.TyperException):
+        message = " ".join(error.format_message().split())
+        error = ValueError(f"{message.rstrip('.')}; see `{' '.join(['triptych', *_verb(args)])} --help`")
+    told: dict[str, Any] = report(error)
+    if debug:
+        traceback.print_exception(error)
+    say.note(f"triptych: {told['error']['message']}")
+    if as_json:
+        say.result(told, "", True)
+    return told["error"]["exit_code"]
+
+
+def _verb(args: list[str]) -> list[str]:
+    groups: dict[str, list[str]] = {c.name or "": [] for c in app.registered_commands}
+    groups |= {(c.callback.__name__ if c.callback else ""): [] for c in app.registered_commands}
+    if args and args[0] == "data":
+        return args[:2] if len(args) > 1 and args[1] in ("build", "show", "check") else args[:1]
+    return args[:1] if args and args[0] in groups else []
+
+
+def _leave_on_sigterm() -> Any:
+    """SIGTERM ends with 143 after all clean-up; the trainer puts its own handler in place of this one. Returns the undoing."""
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT["terminated"]))
+    return lambda: signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

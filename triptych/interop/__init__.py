@@ -1,0 +1,1 @@
+"""Foreign checkpoints in and out: names and tensors, no networks."""

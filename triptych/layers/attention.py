@@ -1,0 +1,74 @@
+"""Attention of image tokens, to each other and to words.
+
+B batch, N heads, L tokens (M of another sequence), D width, d = D / N, K = L + M keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from triptych.layers.blocks import RMSNorm
+
+__all__ = ["CrossAttention", "SelfAttention", "attend", "rotate"]
+
+
+def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over the keys whose mask is True; a row without any gives zeros or their mean, never NaN."""
+    short_bf16 = q_BNLd.dtype == torch.bfloat16 and q_BNLd.device.type == "cpu" and k_BNKd.shape[2] <= 512
+    if not short_bf16:
+        return F.scaled_dot_product_attention(q_BNLd, k_BNKd, v_BNKd, mask_B11K)
+    # Plain products: the fused kernel of CPUs takes three times as long backwards in bf16 (64 tokens, 4 or 8 heads, Zen 5).
+    scores_BNLK = (q_BNLd * q_BNLd.shape[-1] ** -0.5) @ k_BNKd.transpose(-1, -2)
+    if mask_B11K is not None:
+        scores_BNLK = scores_BNLK.masked_fill(~mask_B11K, torch.finfo(torch.bfloat16).min)
+    return scores_BNLK.float().softmax(-1).to(v_BNKd.dtype) @ v_BNKd
+
+
+def rotate(x_BNLd: Tensor, rope_2Ld: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + d/2}) by its token's angle (RoPE, arXiv 2104.09864)."""
+    cos, sin = rope_2Ld.to(x_BNLd.dtype)
+    a, b = x_BNLd.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Every token asks every token, and the words too where `extra` brings their keys and values (GLIDE, arXiv 2112.10741)."""
+
+    def __init__(self, width: int, num_heads: int, *, qk_norm: bool, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.q_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
+
+    def forward(
+        self, x_BLD: Tensor, rope_2Ld: Tensor | None = None, extra: tuple[Tensor, Tensor] | None = None, mask_B11K: Tensor | None = None
+    ) -> Tensor:
+        """extra: keys and values [B, N, M, d] that stand before the image's own.  mask: bool, True = may be heard."""
+        q, k, v = rearrange(self.qkv(x_BLD), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope_2Ld is not None:
+            q, k = rotate(q, rope_2Ld), rotate(k, rope_2Ld)
+        if extra is not None:
+            k, v = (torch.cat([theirs.to(ours.dtype), ours], dim=2) for theirs, ours in zip(extra, (k, v), strict=True))
+        heard = attend(q, k, v, mask_B11K)
+        return self.out(rearrange(heard, "b n l d -> b l (n d)"))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens ask the words, whose keys and values are made elsewhere."""
+
+    def __init__(self, width: int, num_heads: int, *, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x_BLD: Tensor, keys_values: tuple[Tensor, Tensor], mask_B11M: Tensor | None = None) -> Tensor:
+        q = rearrange(self.query(x_BLD), "b l (n d) -> b n l d", n=self.num_heads)
+        k, v = (theirs.to(q.dtype) for theirs in keys_values)
+        return self.out(rearrange(attend(q, k, v, mask_B11M), "b n l d -> b l (n d)"))

@@ -1,0 +1,240 @@
+"""Where the panels meet, and nowhere else: words -> text encoder -> generator -> decoder -> pictures.
+
+    model = load("emoji")
+    images = model.generate(["a red apple", "火箭"], seeds=[0, 1], steps=20, guidance=3.0)
+
+Which panels they are does not matter here. What matters is checked when they are joined: that the generator was trained for
+this text encoder and for this latent space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from . import catalog, checkpoint
+from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
+from .processes import sample
+
+__all__ = ["Generator", "TextToImage", "load", "to_pil"]
+
+Preview = Callable[[], list[Image.Image]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Panel 2: a network and the process that trained it and draws with it; a guide is a Critic kept beside them."""
+
+    network: nn.Module
+    process: Process
+    guide: nn.Module | None = None
+
+
+class TextToImage:
+    """Three panels, joined.
+
+    Raises ValueError if the generator was trained with another text encoder or for another latent space; the message names
+    both cards. Panels without cards (built by hand, not loaded) are joined unchecked except for what their shapes say.
+    """
+
+    def __init__(
+        self, text_encoder: TextEncoder, generator: Generator, decoder: Decoder, *, name: str = "", sampling: dict[str, Any] | None = None
+    ) -> None:
+        self.text_encoder, self.generator, self.decoder = text_encoder, generator, decoder
+        self.name, self.sampling = name, dict(sampling or {})
+        self._check_joints()
+        self._autocast = False
+
+    # -- joining ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Place -> fingerprint of the panel there ("" for one that was never saved)."""
+        panels = {"text_encoder": self.text_encoder, "generator": self.generator.network, "decoder": self.decoder}
+        return {place: getattr(panel, "card", {}).get("fingerprint", "") for place, panel in panels.items()}
+
+    def _check_joints(self) -> None:
+        card = getattr(self.generator.network, "card", {})
+        trained_with = card.get("neighbours", {})
+        heard, given = trained_with.get("text_encoder"), self.fingerprints["text_encoder"]
+        if heard and given and heard != given:
+            raise ValueError(
+                f"the generator {card.get('fingerprint')} was trained with text encoder {heard}, not with {given}; "
+                "join it to its own, or train it on (`triptych train ... --init`) with the new one"
+            )
+        space, here = trained_with.get("latent"), self.decoder.latent.fingerprint
+        if space and here and space != here:
+            raise ValueError(
+                f"the generator {card.get('fingerprint')} draws latents of the space {space}, the decoder "
+                f"{self.fingerprints['decoder'] or type(self.decoder).__name__} understands {here}; "
+                "a decoder over the same encoder swaps freely, another one needs a generator trained for it"
+            )
+
+    def to(self, device: str | torch.device, precision: str = "float32") -> TextToImage:
+        """Move all panels; "bf16" computes in bfloat16 (autocast), weights stay float32. Returns self."""
+        for panel in (self.text_encoder, self.generator.network, self.decoder):
+            if isinstance(panel, nn.Module):
+                panel.to(device)
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision {precision!r}: there are float32 and bf16")
+        self._autocast = precision == "bf16"
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.generator.network.parameters())).device
+
+    # -- drawing ---------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[str | int | Prompt],
+        *,
+        seeds: Sequence[int] | None = None,
+        noise: Tensor | None = None,
+        negative: Sequence[str] | str | None = None,
+        size: tuple[int, int] | None = None,
+        exact: bool = False,
+        on_step: Callable[[int, int, Preview], None] | None = None,
+        batch_size: int = 16,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """Pictures from words.
+
+        seeds: one a picture (default 0, 1, 2...): a picture depends on its own seed, never on the batch around it, to at
+        most 2/255 on 99.9 % of pixels; with `exact`, where every picture is drawn alone, to the last bit.
+        noise: unit-normal start [B, *latent shape] instead of the seeds'; it fixes the size.
+        negative: what the unconditional branch hears.  size: (H, W) asked of the decoder.
+        sampling: steps, guidance, sampler...: the fields of `model.generator.process.Sampling`.
+        on_step(done, total, preview): after each evaluation; `preview()` decodes what stands there now.
+        Raises ValueError for unknown settings, or counts of prompts, seeds, noise, negatives that do not meet.
+        """
+        said = [Prompt.of(p) for p in ([prompts] if isinstance(prompts, (str, int, Prompt)) else prompts)]
+        how = self.settings(**sampling)
+        decode_how = self._decoder_settings(size)
+        seeds = list(range(len(said))) if seeds is None else list(seeds)
+        against = _as_many(negative, len(said))
+        for what, many in (("seeds", len(seeds)), ("rows of noise", len(said) if noise is None else len(noise))):
+            if many != len(said):
+                raise ValueError(f"{len(said)} prompts, but {many} {what}: give one a picture")
+        images: list[Image.Image] = []
+        chunk = 1 if exact else batch_size
+        for first in range(0, len(said), chunk):
+            rows = slice(first, first + chunk)
+            rng = Rng.of_seeds(seeds[rows])
+            z, cond = self._latents(said[rows], against and against[rows], how, None if noise is None else noise[rows], rng, on_step, decode_how)
+            images += self._decode(z, cond, decode_how, rng)
+        return images
+
+    def latents(self, prompts: Sequence[str | int | Prompt], *, seeds: Sequence[int] | None = None, **sampling: Any) -> Tensor:
+        """What panel 2 draws, before panel 3: standardised latents [B, ...]."""
+        said = [Prompt.of(p) for p in prompts]
+        rng = Rng.of_seeds(list(range(len(said))) if seeds is None else list(seeds))
+        return self._latents(said, None, self.settings(**sampling), None, rng, None, None)[0]
+
+    def settings(self, **sampling: Any) -> Any:
+        """The process's Sampling: this model's defaults, then what is asked. Raises ValueError for a setting it does not have."""
+        fields = {f.name for f in dataclasses.fields(self.generator.process.Sampling)}
+        for name in sampling:
+            if name not in fields:
+                close = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ValueError(f"{type(self.generator.process).__name__} has no setting {name!r}; {hint}there are: {', '.join(sorted(fields))}")
+        asked = {k: v for k, v in sampling.items() if v is not None}
+        return self.generator.process.Sampling(**{**self.sampling, **asked})
+
+    def _decoder_settings(self, size: tuple[int, int] | None) -> Any:
+        fields = {f.name for f in dataclasses.fields(self.decoder.Sampling)}
+        if size is None:
+            return self.decoder.Sampling()
+        if size[0] != size[1] or "size" not in fields:
+            raise ValueError(f"{type(self.decoder).__name__} draws {self.decoder.image_size}x{self.decoder.image_size}, not {size[1]}x{size[0]}")
+        return self.decoder.Sampling(size=size[0])
+
+    def _latents(
+        self, prompts: Sequence[Prompt], negative: Sequence[str] | None, how: Any, noise: Tensor | None, rng: Rng,
+        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any,
+    ) -> tuple[Tensor, Condition]:  # fmt: skip
+        network, process = self.generator.network, self.generator.process
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            cond = self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng)
+            null = self.text_encoder.encode([Prompt.of(n) for n in negative]) if negative else self.text_encoder.null(prompts)
+            shape = self.decoder.latent.shape if noise is None else tuple(noise.shape[1:])
+            start = Start(shape=shape, noise=None if noise is None else noise.float())
+
+            def report(state: State, _: Process) -> None:
+                total = int(state.total_B.max())
+                if on_step is not None:
+                    on_step(min(int(state.index_B.max()), total), total, lambda: self._preview(state, cond, decode_how, rng))
+
+            z = sample(process, network, cond.to(self.device), null.to(self.device), how, start, rng, on_step=report)
+        return z, cond
+
+    def _preview(self, state: State, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
+        guess = self.generator.process.preview(state)
+        return self._decode(state.x if guess is None else guess, cond, how, rng)
+
+    def _decode(self, z: Tensor, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            return to_pil(self.decoder.decode(z, cond, how, rng))
+
+    # -- keeping ---------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, *, name: str = "") -> None:
+        """Write the whole model as a folder; weights as bf16 safetensors, with cards that name the neighbours."""
+        folder, process = Path(folder), self.generator.process
+        cards: dict[str, dict[str, Any]] = {}
+        panels: list[tuple[str, Any]] = [("text_encoder", self.text_encoder), ("decoder", self.decoder), ("generator", self.generator.network)]
+        for place, panel in panels:
+            card = dict(getattr(panel, "card", {}))
+            extra: dict[str, Any] = {}
+            if place == "generator":
+                card["neighbours"] = {"text_encoder": cards["text_encoder"]["fingerprint"], "latent": self.decoder.latent.fingerprint}
+                extra["process"] = {"family": family_name("processes", process), "config": dataclasses.asdict(process.config)}
+            card.pop("fingerprint", None)
+            kind = checkpoint.PLACES[place]
+            written = checkpoint.save_panel(folder / place, panel, kind=kind, name=family_name(kind, panel), config=panel.config, card=card, **extra)
+            cards[place] = {"fingerprint": written}
+        checkpoint.export_model(folder, name=name or self.name, sampling=self.sampling, panels={})
+
+
+def family_name(kind: str, panel: Any) -> str:
+    """The catalog's name of an object's family. Raises ValueError for a class that is in no catalog."""
+    for name in catalog.names(kind):
+        if type(panel) is catalog.family(kind, name):
+            return name
+    raise ValueError(f"{type(panel).__name__} is no family of {kind}; add its module with triptych.register")
+
+
+def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> TextToImage:
+    """A model by an embedded name ("emoji") or a folder. Raises ValueError with the nearest name, or what is wrong in the folder."""
+    text_encoder = checkpoint.load_panel(model, "text_encoder")
+    decoder = checkpoint.load_panel(model, "decoder")
+    network = checkpoint.load_panel(model, "generator", latent=decoder.latent, condition=text_encoder.gives)
+    described = checkpoint.load_model_file(model)
+    generator = Generator(network, checkpoint.load_process(model))
+    name = described.get("name") or checkpoint.locate(model).name
+    return TextToImage(text_encoder, generator, decoder, name=name, sampling=described.get("sampling")).to(device, precision)
+
+
+def to_pil(images_BCHW: Tensor) -> list[Image.Image]:
+    """[-1, 1] to 8-bit pictures, rounded to nearest."""
+    array = ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(row if row.shape[-1] == 3 else row[..., 0])) for row in array]
+
+
+def _as_many(negative: Sequence[str] | str | None, many: int) -> list[str] | None:
+    if negative is None:
+        return None
+    given = [negative] * many if isinstance(negative, str) else list(negative)
+    if len(given) != many:
+        raise ValueError(f"{many} prompts, but {len(given)} negative prompts: give one, or one a picture")
+    return given

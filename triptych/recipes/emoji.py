@@ -1,0 +1,106 @@
+"""The embedded default, panel by panel, in the order in which its panels are trained.
+
+    triptych train emoji-words                                  # panel 1, on text alone
+    triptych train emoji-pairs                                  # panel 1, against pictures, with an image tower
+    triptych train emoji                                        # panel 2
+    triptych train emoji-upscaler && triptych train emoji-upscaler-256      # panel 3
+
+Each run writes RUN/model/; `--set neighbours.text_encoder.model=RUN/model` hands it to the next. Without that a recipe takes the
+neighbours of the embedded model, so that any one panel can be trained again alone.
+"""
+
+from __future__ import annotations
+
+from ..recipe import Data, Family, Neighbour, Optimizer, Recipe, Source
+
+__all__ = ["emoji", "emoji_autoencoder", "emoji_pairs", "emoji_upscaler", "emoji_upscaler_256", "emoji_words"]
+
+PROMPTS = (
+    "smiling cat with heart-eyes", "red apple", "火箭", "a blue circle left of a red square", "三个绿色的三角形",
+    "fire engine", "熊猫脸", "flag: Japan",
+)  # fmt: skip
+
+
+def emoji_words() -> Recipe:
+    """Panel 1 alone, on text without pictures: masked words over names, keywords and scene sentences in both languages."""
+    return Recipe(
+        name="emoji-words",
+        panel="text_encoders",
+        family=Family(name="bilingual", size="emoji"),
+        task="masked_words",
+        data=Data(sources=(Source(name="texts"),), size=0),
+        optimizer=Optimizer(lr=2e-3, weight_decay=0.01, warmup=0.05),
+        steps=3000, batch=256, validate_every=500, save_every=1000,
+    )  # fmt: skip
+
+
+def emoji_pairs() -> Recipe:
+    """Panel 1 against pictures: contrastive, with an image tower of its own; masked words go on beside it."""
+    return Recipe(
+        name="emoji-pairs",
+        panel="vision",
+        family=Family(name="clip", size="small"),
+        task="contrastive",
+        neighbours={"text_encoder": Neighbour(model="emoji", trained=True)},
+        data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=32),
+        optimizer=Optimizer(lr=1e-3, weight_decay=0.05, warmup=0.05),
+        steps=1500, batch=128, validate_every=250, save_every=500,
+    )  # fmt: skip
+
+
+def emoji() -> Recipe:
+    """Panel 2: the modern DiT on 32 x 32 pictures (64 tokens), rectified flow, panel 1 frozen."""
+    return Recipe(
+        name="emoji",
+        panel="generators",
+        family=Family(name="dit", size="emoji"),
+        process=Family(name="rectified_flow", config={"target": "x0"}),
+        neighbours={"text_encoder": Neighbour(model="emoji"), "decoder": Neighbour(family=Family(name="identity", size="32"))},
+        data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=32),
+        optimizer=Optimizer(lr=1e-3),
+        steps=20_000, batch=48, validate_every=1000, preview_every=1000, save_every=500,
+        preview_prompts=PROMPTS,
+        sampling={"steps": 20, "guidance": 2.5},
+    )  # fmt: skip
+
+
+def emoji_upscaler() -> Recipe:
+    """Panel 3, first step: 32 to the artwork's own 128, small pictures corrupted as generated ones are."""
+    return Recipe(
+        name="emoji-upscaler",
+        panel="decoders",
+        family=Family(name="upscaler", size="emoji"),
+        task="upscale",
+        task_options={"stage": 0},
+        data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=128),
+        optimizer=Optimizer(lr=2e-3),
+        steps=2000, batch=16, validate_every=250, preview_every=500, save_every=500,
+    )  # fmt: skip
+
+
+def emoji_upscaler_256() -> Recipe:
+    """Panel 3, second step: 128 to 256, learnt on drawn scenes, which have a true large version."""
+    return Recipe(
+        name="emoji-upscaler-256",
+        panel="decoders",
+        family=Family(name="upscaler", size="emoji"),
+        task="upscale",
+        task_options={"stage": 1},
+        init="emoji",
+        data=Data(sources=(Source(name="scenes", options={"cutouts": False}),), size=256),
+        optimizer=Optimizer(lr=2e-3),
+        steps=600, batch=8, validate_every=100, preview_every=300, save_every=300,
+    )  # fmt: skip
+
+
+def emoji_autoencoder() -> Recipe:
+    """A KL autoencoder over the artwork: the panel 3 of latent diffusion, small."""
+    return Recipe(
+        name="emoji-autoencoder",
+        panel="decoders",
+        family=Family(name="autoencoder_kl", size="emoji"),
+        task="kl",
+        data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=64),
+        optimizer=Optimizer(lr=1e-3),
+        steps=2000, batch=16, validate_every=250, preview_every=500, save_every=500,
+    )  # fmt: skip

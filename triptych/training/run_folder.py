@@ -1,0 +1,102 @@
+"""What a run writes beside its checkpoints: recipe, metrics, previews; and what a resume must find unchanged.
+
+    RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from triptych import checkpoint
+from triptych.recipe import Recipe, to_mapping, to_yaml
+
+from . import state
+from .report import Metrics
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+__all__ = ["begin", "card", "facts", "save_strip"]
+
+_FREE = {  # fields that may change at a resume: they look at the run or name it, and do not steer it
+    "name", "init", "save_every", "keep", "validate_every", "preview_every", "preview_prompts", "sampling", "judges", "expect",
+}  # fmt: skip
+
+
+def begin(run: Run, out: Path, resume: bool) -> Metrics:
+    """Start or go on in `out`; returns its metrics, cut back to where the run goes on.
+
+    Raises ValueError if `out` holds a run and nobody said resume, BadCheckpoint if it holds another recipe's, DiskFull if
+    the checkpoints to come do not fit.
+    """
+    found = state.complete(out, verify=resume, say=run.report.say)
+    if found and not resume:
+        raise ValueError(f"{out} holds a run that reached step {found[0].step}; go on with --resume, or choose another --out")
+    if found:
+        _same(found[0], run.recipe)
+        run.restore(found[0])
+        run.report.say(f"resumed at step {run.step} from {found[0].folder}")
+        here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        for what, value in here.items():
+            if found[0].facts[what] != value:
+                run.report.say(f"{what} was {found[0].facts[what]}, is {value}: the last bits may differ from an uninterrupted run's")
+    elif resume:
+        run.report.say(f"{out} holds no whole checkpoint: starting from the beginning")
+    kept = sum(sum(c.sizes.values()) for c in found)
+    state.check_space(out, max(run.checkpoint_bytes() * (run.recipe.keep + 1) - kept, 0))
+    checkpoint.write_atomically(out / "recipe.yaml", to_yaml(run.recipe).encode())
+    return Metrics(out / "metrics.jsonl", upto=run.step if found else -1)
+
+
+def _same(found: state.Checkpoint, recipe: Recipe) -> None:
+    before, now = _flat(found.facts["recipe"]), _flat(_steering(recipe))
+    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if differing:
+        said = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing[:5])
+        raise state.BadCheckpoint(f"{found.folder} is another recipe's run: {said}; set it back, or start anew with --init and another --out")
+
+
+def _steering(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in to_mapping(recipe).items() if key not in _FREE}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, one in items for k, v in _flat(one, f"{path}.{key}" if path else str(key)).items()}
+    return {path: value}
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What a checkpoint remembers beside its tensors. The data's position is the step."""
+    return {
+        "recipe": _steering(run.recipe), "phases": list(run.phases), "skipped": run.skipped, "in_a_row": run.in_a_row,
+        "seconds": run.seconds, "validation": run.validation, "torch": torch.__version__, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def card(run: Run) -> dict[str, Any]:
+    """How the panel was made, for its card."""
+    return {
+        "recipe": to_mapping(run.recipe), "steps": run.step, "examples": run.step * run.recipe.batch, "skipped": run.skipped,
+        "hours": round(run.seconds / 3600, 4), "hardware": f"{run.device}, {torch.get_num_threads()} threads, {platform.machine()}",
+        "precision": "bf16" if run.bf16 else "float32", "torch": torch.__version__, "held_out": run.validation,
+    }  # fmt: skip
+
+
+def save_strip(images_BCHW: Tensor, path: Path) -> None:
+    """Pictures in [-1, 1] side by side, as one PNG."""
+    import io
+
+    from PIL import Image
+
+    pixels = ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    strip = torch.cat(list(pixels.permute(0, 2, 3, 1)), dim=1).numpy()
+    data = io.BytesIO()
+    Image.fromarray(strip if strip.shape[-1] == 3 else strip[..., 0]).save(data, "png")
+    checkpoint.write_atomically(path, data.getvalue())
