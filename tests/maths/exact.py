@@ -6,7 +6,7 @@ the ODE is closed too: the standardised x, (x_t - alpha m) / sqrt(alpha^2 S + si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Mixture:
     p: tuple[float, ...] = (1.0,)
     m: tuple[float, ...] = (0.7,)
     S: tuple[float, ...] = (0.25,)
-    schedule: Schedule = linear()
+    schedule: Schedule = field(default_factory=linear)
 
     def __call__(self, x: Tensor, t_B: Tensor) -> Tensor:
         t = spread(t_B, x).unsqueeze(-1)

@@ -82,7 +82,7 @@ def linear() -> Schedule:
 
 def shifted(t: Tensor, shift: float) -> Tensor:
     """SD3's shift t' = s t / (1 + (s - 1) t): s > 1 moves times towards the noise; 0 and 1 stay (arXiv 2403.03206, eq. 23)."""
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))  # in this form 1 stays exactly 1
 
 
 def uniform(steps: int, shift: float = 1.0, start: float = 1.0) -> Tensor:

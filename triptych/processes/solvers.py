@@ -68,7 +68,8 @@ def dpmpp_2m(schedule: Schedule, grid: Tensor) -> Tensor:
         x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) ((1 + w) D - w D_prev)
 
     First and last step are of first order (w = 0): nothing came before the one, and the other's h is infinite. From pure
-    noise (alpha = 0) the first h is infinite too, and the second step's w is its limit, 0.
+    noise (alpha = 0) the first h is infinite too, and the second step's w is its limit, 0. Order 2 holds for bounded lambda;
+    on a grid uniform in t down to 0, lambda's steps near the ends never become small, and the error is h^2 log(1/h).
     """
     t, t_next = _times(grid)
     alpha, sigma, lam = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
