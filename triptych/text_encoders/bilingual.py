@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from triptych.contracts import Batch, Condition, ConditionSpec, Prompt, Rng
-from triptych.text_encoders import _bpe
+from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
+from . import _bpe
 
 __all__ = ["BilingualTransformer", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]  # noqa: RUF022  (the family's class stands first)
 
