@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .store import stored
 
 __all__ = ["FONT", "SIDE", "VARIATION", "bitmaps", "cutout", "drawn", "found"]
 
@@ -94,10 +94,6 @@ def cutout(sequence: str, side: int, font: str | None = None) -> np.ndarray:
     return np.asarray(canvas.resize((side, side), Image.Resampling.LANCZOS).convert("RGBA"))
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
-
-
 def drawn(sequences: Sequence[str], size: int, font: str) -> np.ndarray:
     """uint8 [N, size, size, 3] over white, row i the picture of sequences[i]; memory-mapped from the cache folder.
 
@@ -110,57 +106,19 @@ def drawn(sequences: Sequence[str], size: int, font: str) -> np.ndarray:
     recipe = hashlib.blake2b(b"1", digest_size=12)  # the version of `_draw`
     for sequence in sequences:
         recipe.update(sequence.encode() + images[sequence])
-    file = _cache_folder() / f"emoji-{recipe.hexdigest()}-{size}.npy"
-    shape = (len(sequences), size, size, 3)
-    known = _mapped(file, shape)
-    if known is not None:
-        return known
-    if size < SIDE:
-        whole = drawn(sequences, SIDE, font)
-        rows = (_box(row, SIDE // size) for row in whole)
-    else:
-        rows = (_draw(images[sequence]) for sequence in sequences)
-    _store(file, shape, rows)
-    known = _mapped(file, shape)
-    assert known is not None, file
-    return known
+    whole: list[np.ndarray] = []
+
+    def make(i: int) -> np.ndarray:
+        if size == SIDE:
+            return _draw(images[sequences[i]])
+        if not whole:
+            whole.append(drawn(sequences, SIDE, font))
+        return _box(whole[0][i], SIDE // size)
+
+    return stored(f"emoji-{recipe.hexdigest()}-{size}", (len(sequences), size, size, 3), make, f"emoji pictures of side {size}")[0]
 
 
 def _box(picture: np.ndarray, k: int) -> np.ndarray:
     side = picture.shape[0] // k
     sums = picture.reshape(side, k, side, k, 3).sum(axis=(1, 3), dtype=np.uint32)
     return ((sums + k * k // 2) // (k * k)).astype(np.uint8)
-
-
-def _mapped(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError, OSError):
-        return None  # not there, or cut short: it is drawn again
-    return found if found.shape == shape and found.dtype == np.uint8 else None
-
-
-def _store(file: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
-    """Written beside its place and then moved there, so that a half-written file is never read."""
-    half = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        out = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=shape)
-        for i, row in enumerate(rows):
-            out[i] = row
-            _progress(f"emoji pictures of side {shape[1]}, once", i + 1, shape[0])
-        out.flush()
-        del out
-        half.replace(file)
-    except OSError as error:
-        raise ValueError(f"{file.parent} cannot hold the pictures ({error}); set XDG_CACHE_HOME to a folder with 300 MB free") from None
-    finally:
-        half.unlink(missing_ok=True)
-
-
-def _progress(what: str, done: int, total: int) -> None:
-    live = sys.stderr.isatty()
-    if live and (done % 50 == 0 or done == total):
-        print(f"\r{what}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-    elif not live and total >= 1000 and done in (1, total):
-        print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)

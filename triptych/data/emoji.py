@@ -23,7 +23,7 @@ from ..contracts import Prompt
 from .artwork import FONT, SIDE, VARIATION, bitmaps, cutout, drawn, found
 from .index import Row, deal, draws, pick, place, shares, stable_hash
 
-__all__ = ["EmojiSource", "Emoji", "caption", "cutout", "load_emoji", "pictures"]
+__all__ = ["Emoji", "EmojiSource", "caption", "cutout", "load_emoji", "pictures"]
 
 CLDR = "/usr/share/unicode/cldr/common"
 LANGUAGES = ("en", "zh")
@@ -36,9 +36,11 @@ PERSON = {"\U0001f468": "man", "\U0001f469": "woman", "\U0001f9d1": "person"}
 CHILD = "\U0001f466\U0001f467\U0001f9d2"
 # One idea under code points of its own for each gender: two people holding hands, kiss, couple with heart, family; royalty; Santa.
 _SIBLINGS = str.maketrans({
-    "\U0001f46b": "\U0001f9d1\U0001f91d\U0001f9d1", "\U0001f46c": "\U0001f9d1\U0001f91d\U0001f9d1", "\U0001f46d": "\U0001f9d1\U0001f91d\U0001f9d1",
-    "\U0001f48f": "\U0001f9d1\u2764\U0001f48b\U0001f9d1", "\U0001f491": "\U0001f9d1\u2764\U0001f9d1",
-    "\U0001f934": "\U0001fac5", "\U0001f478": "\U0001fac5", "\U0001f385": "\U0001f9d1\U0001f384", "\U0001f936": "\U0001f9d1\U0001f384",
+    **dict.fromkeys("\U0001f46b\U0001f46c\U0001f46d", "\U0001f9d1\U0001f91d\U0001f9d1"),
+    "\U0001f48f": "\U0001f9d1\u2764\U0001f48b\U0001f9d1",
+    "\U0001f491": "\U0001f9d1\u2764\U0001f9d1",
+    **dict.fromkeys("\U0001f934\U0001f478", "\U0001fac5"),
+    **dict.fromkeys("\U0001f385\U0001f936", "\U0001f9d1\U0001f384"),
 })  # fmt: skip
 # Never held out: coloured hearts, circles, squares, diamonds, triangles, star and ring, which `scenes` shows too, and man, woman and
 # person, of whom every combination is made.
@@ -170,6 +172,7 @@ def _ideas(sequences: Iterable[str], images: dict[str, bytes]) -> dict[str, str]
 
 
 def _split(emoji: Sequence[Emoji], picture: dict[str, bytes]) -> tuple[Emoji, ...]:
+    """The same emoji with their groups; a keyword that names something held out is no longer said of what is shown."""
     always = {e.idea for e in emoji if e.sequence in _ALWAYS_SHOWN}
     held_ideas = {e.idea for e in emoji if stable_hash("idea", e.idea) % 100 < 5} - always
     copies = defaultdict(list)
@@ -177,7 +180,7 @@ def _split(emoji: Sequence[Emoji], picture: dict[str, bytes]) -> tuple[Emoji, ..
         copies[picture[e.sequence]].append(e)
     combinations = [e for e in emoji if e.idea not in held_ideas and e.gender and e.tone and len(copies[picture[e.sequence]]) == 1]
     held = {e.key for e in combinations if stable_hash("combination", e.idea, e.gender, e.tone) % 100 < 8}
-    shown = {(e.idea, e.gender) for e in emoji if e.key not in held} & {(e.idea, e.gender) for e in emoji if e.tone and e.key not in held}
+    shown = {(e.idea, e.gender) for e in emoji if e.tone and e.key not in held}
     toned = {(e.idea, e.tone) for e in emoji if e.key not in held}
     several = defaultdict(set)
     for e in combinations:
@@ -190,12 +193,13 @@ def _split(emoji: Sequence[Emoji], picture: dict[str, bytes]) -> tuple[Emoji, ..
         e.key: "held_out_idea" if e.idea in held_ideas else "held_out_combination" if e.key in held else "train" for e in emoji
     }
     secret = {name.casefold() for e in emoji if groups[e.key] != "train" for name in (e.name_en, e.name_zh)}
+
+    def kept(keywords: tuple[str, ...], group: Group) -> tuple[str, ...]:
+        return keywords if group != "train" else tuple(k for k in keywords if k.casefold() not in secret)
+
     return tuple(
-        replace(e, group=groups[e.key]) if groups[e.key] != "train" else replace(
-            e, keywords_en=tuple(k for k in e.keywords_en if k.casefold() not in secret),
-            keywords_zh=tuple(k for k in e.keywords_zh if k.casefold() not in secret),
-        )
-        for e in emoji
+        replace(e, group=group, keywords_en=kept(e.keywords_en, group), keywords_zh=kept(e.keywords_zh, group))
+        for e in emoji for group in [groups[e.key]]
     )  # fmt: skip
 
 
@@ -211,7 +215,7 @@ _COMMA = {"en": ", ", "zh": "\uff0c"}
 def caption(emoji: Emoji, rng: Any, language: str) -> str:
     """Half of the time the name alone; else a template, the name with keywords, several keywords, or (rarely, for it says little) one."""
     name, keywords, kind = emoji.name(language), list(emoji.keywords(language)), rng.random()
-    if kind < 0.52 or not keywords and kind >= 0.70:
+    if kind < 0.52 or (not keywords and kind >= 0.70):
         return name
     if kind < 0.70:
         filled = pick(rng, TEMPLATES[language]).format(name)
@@ -254,7 +258,7 @@ class EmojiSource:
             pools = [[i for i in mine if self.emoji[i].single], [i for i in mine if not self.emoji[i].single]]
             cards = shares([single_share, 1 - single_share], 100)
         else:
-            pools = [[i for i, e in enumerate(self.emoji) if e.group == group or group is None and e.group != "train"]]
+            pools = [[i for i, e in enumerate(self.emoji) if e.group == group or (group is None and e.group != "train")]]
             cards = (1,)
         self._pools, self._cards = [np.array(pool) for pool in pools], cards
         self.count = sum(len(pool) for pool in pools)

@@ -9,6 +9,7 @@ square", however it is phrased), and numbers of a shape. Every colour, shape, re
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,17 @@ from functools import cache
 
 from .index import pick, stable_hash
 
-__all__ = ["BACKGROUNDS", "CLASSES", "COLORS", "CUTOUTS", "OPPOSITE", "Object", "RELATIONS", "SHAPES", "Scene", "held_out_pairs", "is_held_out", "random_scene"]
+__all__ = [
+    "BACKGROUNDS", "CLASSES", "COLORS", "CUTOUTS", "OPPOSITE", "RELATIONS", "SHAPES", "Object", "Scene", "held_out_pairs", "is_held_out",
+    "random_scene",
+]  # fmt: skip
 
 GRID = 32
 COLORS = {  # name -> (rgb, Chinese)
-    "red": ((220, 38, 38), "红色"), "orange": ((249, 140, 22), "橙色"), "yellow": ((250, 212, 20), "黄色"), "green": ((34, 160, 70), "绿色"),
-    "blue": ((37, 99, 235), "蓝色"), "purple": ((140, 60, 200), "紫色"), "pink": ((246, 132, 190), "粉色"), "brown": ((130, 78, 40), "棕色"),
+    "red": ((220, 38, 38), "红色"), "orange": ((249, 140, 22), "橙色"),
+    "yellow": ((250, 212, 20), "黄色"), "green": ((34, 160, 70), "绿色"),
+    "blue": ((37, 99, 235), "蓝色"), "purple": ((140, 60, 200), "紫色"),
+    "pink": ((246, 132, 190), "粉色"), "brown": ((130, 78, 40), "棕色"),
     "black": ((20, 20, 24), "黑色"), "gray": ((140, 144, 150), "灰色"),
 }  # fmt: skip
 SHAPES = {  # name -> (plural, Chinese)
@@ -29,21 +35,26 @@ SHAPES = {  # name -> (plural, Chinese)
     "heart": ("hearts", "心形"), "diamond": ("diamonds", "菱形"), "cross": ("crosses", "十字形"), "ring": ("rings", "圆环"),
 }  # fmt: skip
 CUTOUTS = {  # name -> (code point, plural, Chinese, measure word); all of the emoji training split
-    "cat": ("\U0001f431", "cats", "猫", "只"), "dog": ("\U0001f436", "dogs", "狗", "只"), "panda": ("\U0001f43c", "pandas", "熊猫", "只"),
-    "frog": ("\U0001f438", "frogs", "青蛙", "只"), "pig": ("\U0001f437", "pigs", "猪", "头"), "lion": ("\U0001f981", "lions", "狮子", "头"),
-    "rabbit": ("\U0001f430", "rabbits", "兔子", "只"), "turtle": ("\U0001f422", "turtles", "乌龟", "只"), "snail": ("\U0001f40c", "snails", "蜗牛", "只"),
-    "bee": ("\U0001f41d", "bees", "蜜蜂", "只"), "whale": ("\U0001f433", "whales", "鲸鱼", "头"), "penguin": ("\U0001f427", "penguins", "企鹅", "只"),
+    "cat": ("\U0001f431", "cats", "猫", "只"), "dog": ("\U0001f436", "dogs", "狗", "只"),
+    "panda": ("\U0001f43c", "pandas", "熊猫", "只"), "frog": ("\U0001f438", "frogs", "青蛙", "只"),
+    "pig": ("\U0001f437", "pigs", "猪", "头"), "lion": ("\U0001f981", "lions", "狮子", "头"),
+    "rabbit": ("\U0001f430", "rabbits", "兔子", "只"), "turtle": ("\U0001f422", "turtles", "乌龟", "只"),
+    "snail": ("\U0001f40c", "snails", "蜗牛", "只"), "bee": ("\U0001f41d", "bees", "蜜蜂", "只"),
+    "whale": ("\U0001f433", "whales", "鲸鱼", "头"), "penguin": ("\U0001f427", "penguins", "企鹅", "只"),
     "owl": ("\U0001f989", "owls", "猫头鹰", "只"), "elephant": ("\U0001f418", "elephants", "大象", "头"),
-    "apple": ("\U0001f34e", "apples", "苹果", "个"), "banana": ("\U0001f34c", "bananas", "香蕉", "根"), "lemon": ("\U0001f34b", "lemons", "柠檬", "个"),
-    "pear": ("\U0001f350", "pears", "梨", "个"), "watermelon": ("\U0001f349", "watermelons", "西瓜", "块"), "carrot": ("\U0001f955", "carrots", "胡萝卜", "根"),
-    "mushroom": ("\U0001f344", "mushrooms", "蘑菇", "个"), "pizza": ("\U0001f355", "pizzas", "披萨", "块"), "cookie": ("\U0001f36a", "cookies", "曲奇", "块"),
-    "doughnut": ("\U0001f369", "doughnuts", "甜甜圈", "个"),
-    "car": ("\U0001f697", "cars", "汽车", "辆"), "bus": ("\U0001f68c", "buses", "公交车", "辆"), "bicycle": ("\U0001f6b2", "bicycles", "自行车", "辆"),
-    "rocket": ("\U0001f680", "rockets", "火箭", "枚"), "airplane": ("\u2708", "airplanes", "飞机", "架"), "sailboat": ("\u26f5", "sailboats", "帆船", "艘"),
-    "house": ("\U0001f3e0", "houses", "房子", "座"), "tree": ("\U0001f333", "trees", "树", "棵"), "flower": ("\U0001f33b", "flowers", "花", "朵"),
-    "sun": ("\u2600", "suns", "太阳", "个"), "soccer ball": ("\u26bd", "soccer balls", "足球", "个"), "book": ("\U0001f4d5", "books", "书", "本"),
-    "key": ("\U0001f511", "keys", "钥匙", "把"), "bell": ("\U0001f514", "bells", "铃铛", "个"), "guitar": ("\U0001f3b8", "guitars", "吉他", "把"),
-    "gift": ("\U0001f381", "gifts", "礼物", "份"),
+    "apple": ("\U0001f34e", "apples", "苹果", "个"), "banana": ("\U0001f34c", "bananas", "香蕉", "根"),
+    "lemon": ("\U0001f34b", "lemons", "柠檬", "个"), "pear": ("\U0001f350", "pears", "梨", "个"),
+    "watermelon": ("\U0001f349", "watermelons", "西瓜", "块"), "carrot": ("\U0001f955", "carrots", "胡萝卜", "根"),
+    "mushroom": ("\U0001f344", "mushrooms", "蘑菇", "个"), "pizza": ("\U0001f355", "pizzas", "披萨", "块"),
+    "cookie": ("\U0001f36a", "cookies", "曲奇", "块"), "doughnut": ("\U0001f369", "doughnuts", "甜甜圈", "个"),
+    "car": ("\U0001f697", "cars", "汽车", "辆"), "bus": ("\U0001f68c", "buses", "公交车", "辆"),
+    "bicycle": ("\U0001f6b2", "bicycles", "自行车", "辆"), "rocket": ("\U0001f680", "rockets", "火箭", "枚"),
+    "airplane": ("\u2708", "airplanes", "飞机", "架"), "sailboat": ("\u26f5", "sailboats", "帆船", "艘"),
+    "house": ("\U0001f3e0", "houses", "房子", "座"), "tree": ("\U0001f333", "trees", "树", "棵"),
+    "flower": ("\U0001f33b", "flowers", "花", "朵"), "sun": ("\u2600", "suns", "太阳", "个"),
+    "soccer ball": ("\u26bd", "soccer balls", "足球", "个"), "book": ("\U0001f4d5", "books", "书", "本"),
+    "key": ("\U0001f511", "keys", "钥匙", "把"), "bell": ("\U0001f514", "bells", "铃铛", "个"),
+    "guitar": ("\U0001f3b8", "guitars", "吉他", "把"), "gift": ("\U0001f381", "gifts", "礼物", "份"),
 }  # fmt: skip
 CLASSES = (*SHAPES, *CUTOUTS)  # the class numbers of boxes
 RELATIONS = ("left", "right", "above", "below")  # objects[0] stands there, seen from objects[1]
@@ -92,8 +103,8 @@ class Scene:
 # Shown by an emoji of the training split (yellow star, red ring, black plus sign...), so that holding them out here would be no test.
 _SHOWN_BY_EMOJI = {
     *((color, shape) for color in COLORS if color not in ("pink", "gray") for shape in ("heart", "circle", "square")),
-    ("orange", "diamond"), ("blue", "diamond"), ("red", "triangle"), ("yellow", "star"), ("red", "ring"), ("red", "cross"), ("black", "cross"),
-    ("pink", "heart"), ("red", "diamond"), ("yellow", "triangle"),
+    ("orange", "diamond"), ("blue", "diamond"), ("red", "triangle"), ("yellow", "star"), ("red", "ring"), ("red", "cross"),
+    ("black", "cross"), ("pink", "heart"), ("red", "diamond"), ("yellow", "triangle"),
 }  # fmt: skip
 
 
@@ -130,6 +141,22 @@ def is_held_out(scene: Scene) -> bool:
     )
 
 
+def _may_be_shown(scene: Scene) -> bool:
+    """Whether training may draw it: nothing held out is said, and no two objects stand by chance in a relation that is held out."""
+    if is_held_out(scene):
+        return False
+    pairs = itertools.combinations(scene.objects, 2) if scene.relation is None and len(scene.groups()) > 1 else ()
+    return not any(a.kind != b.kind and _relation_held_out(a, _stands(a, b), b) for a, b in pairs)
+
+
+def _stands(a: Object, b: Object) -> str:
+    """Where a stands, seen from b, along the axis on which they are farther apart."""
+    dx, dy = a.cx - b.cx, a.cy - b.cy
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "above" if dy < 0 else "below"
+
+
 # --- graphs ---------------------------------------------------------------------------------------------------------------
 
 
@@ -143,11 +170,12 @@ def random_scene(
     """
     kind, scene = form or _pick_form(rng), None
     numbers = pick(rng, {"one": ((1,),), "number": ((2,), (3,), (4,)), "relation": ((1, 1),), "list": _LISTS}[kind])
-    while scene is None or is_held_out(scene) != held_out:
+    while scene is None or not (is_held_out(scene) if held_out else _may_be_shown(scene)):
         if kind == "relation":
             scene = _related(rng, cutouts)
         else:
-            things = [_thing(rng, cutouts, sum(numbers)) for _ in numbers]
+            # A single cut-out would be the emoji again, only smaller: two pictures for one caption.
+            things = [_thing(rng, cutouts if kind != "one" else (), sum(numbers)) for _ in numbers]
             unlike = len({thing[:2] for thing in things}) == len(things)
             scene = _placed(rng, [thing for thing, n in zip(things, numbers, strict=True) for _ in range(n)]) if unlike else None
     background = pick(rng, list(BACKGROUNDS)[1:]) if rng.random() < backgrounds else "white"

@@ -42,7 +42,7 @@ def _english(scene: Scene) -> list[str]:
             thing, n = groups[0]
             some, bare = _some_en(thing, n), _noun_en(thing, n > 1)
             if n == 1:
-                return [some, bare, f"one {bare}", f"a picture of {some}"]
+                return [some, f"one {bare}", f"there is {some}", f"a picture of {some}"]
             return [some, f"{n} {bare}", f"there are {some}", f"a picture of {some}"]
         parts = [_some_en(thing, n) for thing, n in groups]
         return [f"{', '.join(order[:-1])} and {order[-1]}" for order in (parts, parts[::-1])] + [", ".join(parts)]
@@ -85,8 +85,7 @@ def _chinese(scene: Scene) -> list[str]:
         if len(groups) == 1:
             thing, n = groups[0]
             some = _some_zh(thing, n, False)
-            texts = [some, _some_zh(thing, n), f"{some}的图片", f"图中有{some}"]
-            return texts + [_noun_zh(thing)] if n == 1 else texts
+            return [some, _some_zh(thing, n), f"{some}的图片", f"图中有{some}"]
         parts, short = [_some_zh(thing, n, False) for thing, n in groups], [_some_zh(thing, n) for thing, n in groups]
         return [f"{'、'.join(order[:-1])}和{order[-1]}" for order in (parts, short, short[::-1])] + ["，".join(short)]
     zh = {"left": ("左边", "左侧"), "right": ("右边", "右侧"), "above": ("上面", "上方"), "below": ("下面", "下方")}

@@ -23,8 +23,8 @@ from .index import Row, draws, pick
 from .phrases import captions
 
 __all__ = [
-    "ScenesSource", "CLASSES", "COLORS", "CUTOUTS", "Object", "RELATIONS", "SHAPES", "Scene", "boxes", "captions", "is_held_out",
-    "masks", "random_scene", "render", "two_object_prompts",
+    "CLASSES", "COLORS", "CUTOUTS", "RELATIONS", "SHAPES", "Object", "Scene", "ScenesSource", "boxes", "captions", "is_held_out", "masks",
+    "random_scene", "render", "two_object_prompts",
 ]  # fmt: skip
 
 ENDLESS = 1_000_000_000  # the number of different examples an endless source admits to
@@ -46,7 +46,7 @@ def _mask(shape: str, side: int) -> np.ndarray:
         if shape == "ring":
             draw.ellipse((0.26 * n, 0.26 * n, 0.74 * n - 1, 0.74 * n - 1), fill=0)
     elif shape == "square":
-        draw.rectangle((0.04 * n, 0.04 * n, 0.96 * n - 1, 0.96 * n - 1), fill=255)
+        draw.rectangle((0, 0, n - 1, n - 1), fill=255)
     elif shape == "cross":
         draw.rectangle((0.33 * n, 0, 0.67 * n - 1, n - 1), fill=255)
         draw.rectangle((0, 0.33 * n, n - 1, 0.67 * n - 1), fill=255)
@@ -83,8 +83,8 @@ def _sprite(shape: str, color: str | None, background: str, side: int, font: str
         rgba = cutout(CUTOUTS[shape][0], side, font).astype(np.float32)
         cover, rgb = rgba[..., 3:] / 255, rgba[..., :3]
     else:
-        cover, rgb = _mask(shape, side)[..., None], np.float32(COLORS[color][0])
-    return np.rint(cover * rgb + (1 - cover) * np.float32(BACKGROUNDS[background][0])).astype(np.uint8)
+        cover, rgb = _mask(shape, side)[..., None], np.array(COLORS[color][0], dtype=np.float32)
+    return np.rint(cover * rgb + (1 - cover) * np.array(BACKGROUNDS[background][0])).astype(np.uint8)
 
 
 def _corner(thing: Object, side: int) -> tuple[int, int, int]:
@@ -174,7 +174,8 @@ class ScenesSource:
     name = "scenes"
 
     def __init__(
-        self, *, size: int, split: str = "train", cutouts: bool = True, backgrounds: float = 0.0, english: float = 0.55, font: str | None = None,
+        self, *, size: int, split: str = "train", cutouts: bool = True, backgrounds: float = 0.0, english: float = 0.55,
+        font: str | None = None,
     ) -> None:  # fmt: skip
         if not 0 <= backgrounds <= 1 or not 0 <= english <= 1:
             raise ValueError(f"scenes backgrounds {backgrounds} and english {english} are shares, in 0..1")

@@ -17,7 +17,8 @@ _FONTS = (
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc", "/usr/share/fonts/noto-cjk/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc", "/usr/share/fonts/truetype/wqy/wqy-zenhei.ttc",
     "/usr/share/fonts/truetype/arphic/uming.ttc", "/usr/share/fonts/truetype/droid/DroidSansFallbackFull.ttf",
-    "/System/Library/Fonts/PingFang.ttc", "/System/Library/Fonts/STHeiti Light.ttc", "C:/Windows/Fonts/msyh.ttc", "C:/Windows/Fonts/simsun.ttc",
+    "/System/Library/Fonts/PingFang.ttc", "/System/Library/Fonts/STHeiti Light.ttc",
+    "C:/Windows/Fonts/msyh.ttc", "C:/Windows/Fonts/simsun.ttc",
 )  # fmt: skip
 _LINES = 3
 
@@ -48,10 +49,11 @@ def contact_sheet(batch: Batch, columns: int = 8, *, least: int = 128) -> Any:
     line, gap = 16, 6
     foot = _LINES * line + 2 * gap
     columns = max(1, min(columns, rows))
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, -(-rows // columns) * ((side if images is not None else 0) + foot) + gap), "white")
+    cell = foot + (side if images is not None else 0)
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, -(-rows // columns) * cell + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for i, prompt in enumerate(batch.prompts):
-        x, y = gap + i % columns * (side + gap), gap + i // columns * ((side if images is not None else 0) + foot)
+        x, y = gap + i % columns * (side + gap), gap + i // columns * cell
         if images is not None:
             pixels = ((images[i].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
             sheet.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), Image.Resampling.NEAREST), (x, y))

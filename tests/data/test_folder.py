@@ -1,0 +1,139 @@
+"""A person's own folder: what is wrong is named, and nothing is cropped or mirrored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych import data
+from triptych.recipe import Data, Source
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def spec(path: Path, size: int = 32, **options) -> Data:
+    return Data(sources=(Source(name="folder", options={"path": str(path), **options}),), size=size)
+
+
+def fill(folder: Path, n: int, suffix: str = ".png") -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        Image.new("RGB", (20, 10), (i % 256, 100, i // 256)).save(folder / f"p{i:03}{suffix}")
+        (folder / f"p{i:03}.txt").write_text(f"picture  number {i}\n", encoding="utf-8")
+    return folder
+
+
+def test_sidecars_and_split(tmp_path):
+    folder = fill(tmp_path / "own", 60)
+    (folder / "p000.txt").rename(folder / "p000.caption")
+    train, held = data.build(spec(folder)), data.build(spec(folder), split="held_out")
+    assert len(train) + len(held) == 60 and 1 <= len(held) <= 9
+    texts = set(train.texts(len(train))) | set(held.texts(len(held)))
+    assert texts == {f"picture number {i}" for i in range(60)}
+    batch = train.batch(0, 1, 8)
+    assert batch.images_BCHW.shape == (8, 3, 32, 32)
+    assert train.batch(0, 1, 8).keys == data.build(spec(folder)).batch(0, 1, 8).keys and all(k.startswith("folder:") for k in batch.keys)
+    assert data.describe(spec(folder))["sources"][0]["held_out"]["pictures"] == len(held)
+
+
+def test_whole_picture_on_white_upright_and_never_mirrored(tmp_path):
+    from triptych.data.folder import _fitted
+
+    wide = np.full((10, 20, 3), 255, dtype=np.uint8)
+    wide[:, :10], wide[:, 10:] = (255, 0, 0), (0, 0, 255)
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    picture = _fitted(tmp_path / "a.png", 40)
+    assert (picture[:10] == 255).all() and (picture[30:] == 255).all()  # padded, not cropped
+    assert (picture[20, 2] == (255, 0, 0)).all() and (picture[20, 37] == (0, 0, 255)).all()
+    turned = Image.fromarray(wide)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # turn clockwise to see it
+    turned.save(tmp_path / "b.png", exif=exif)
+    upright = _fitted(tmp_path / "b.png", 40)
+    assert (upright[2, 20] == (255, 0, 0)).all() and (upright[37, 20] == (0, 0, 255)).all()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
+    assert (_fitted(tmp_path / "c.png", 16) == 255).all()
+    Image.new("I;16", (8, 8), 0x8000).save(tmp_path / "d.png")
+    assert abs(int(_fitted(tmp_path / "d.png", 16)[8, 8, 0]) - 128) <= 1
+
+
+def test_all_formats(tmp_path):
+    for i, suffix in enumerate((".png", ".jpg", ".jpeg", ".webp", ".gif")):
+        Image.new("RGB", (16, 16), (40 * i, 90, 30)).save(tmp_path / f"x{i}{suffix}")
+    (tmp_path / "notes.pdf").write_bytes(b"not a picture")
+    assert len(data.build(spec(tmp_path, captions=False))) + len(data.build(spec(tmp_path, captions=False), split="held_out")) == 5
+
+
+def test_metadata_table(tmp_path):
+    folder = fill(tmp_path / "own", 5)
+    rows = [{"file_name": f"p{i:03}.png", "text": f"row {i}", "more": 1} for i in range(5)]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    train, held = data.build(spec(folder)), data.build(spec(folder), split="held_out")
+    assert set(train.texts(len(train)) + held.texts(len(held))) == {f"row {i}" for i in range(5)}
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ('{"file_name": "../secret.png", "text": "x"}', r"metadata\.jsonl:1.*secret\.png.*leads out"),
+    ('{"file_name": "/etc/secret.png", "text": "x"}', r"leads out"),
+    ('{"file_name": "..\\\\secret.png", "text": "x"}', r"leads out"),
+    ('{"file_name": "p009.png", "text": "x"}', r"not there: p009\.png"),
+    ('{"file_name": "p001.tiff", "text": "x"}', r"p001\.tiff.*no picture"),
+    ('{"file_name": "p001.png"}', r"metadata\.jsonl:1 needs"),
+    ('["p001.png"]', r"metadata\.jsonl:1 needs"),
+    ("{nonsense", r"metadata\.jsonl:1 is not JSON"),
+    ("", r"is empty"),
+])  # fmt: skip
+def test_wrong_tables_are_named(tmp_path, line, message):
+    folder = fill(tmp_path / "own", 3)
+    (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        data.build(spec(folder))
+
+
+def test_missing_captions_are_named(tmp_path):
+    folder = fill(tmp_path / "own", 9)
+    (folder / "p004.txt").unlink()
+    (folder / "p006.txt").write_text("  \n")
+    with pytest.raises(ValueError, match=r"p004\.png, p006\.png.*p004\.txt"):
+        data.build(spec(folder))
+    assert len(data.build(spec(folder, captions=False))) == 8
+
+
+def test_broken_pictures_are_named_or_refused(tmp_path, capsys):
+    folder = fill(tmp_path / "own", 120)
+    (folder / "p007.png").write_bytes((folder / "p007.png").read_bytes()[:45])
+    for _ in range(2):  # drawn, and then from the cache
+        train = data.build(spec(folder))
+        assert "p007.png" in capsys.readouterr().err and set(train.sources[0].describe()["broken"]) == {"p007.png"}
+        assert len(train) + len(data.build(spec(folder), split="held_out")) == 119
+        capsys.readouterr()
+    (folder / "p008.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 of 120.*p007\.png \(.*p008\.png \("):
+        data.build(spec(folder))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "own", 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    with pytest.raises(ValueError, match="20 x 10 pixels are more than 150"):
+        data.build(spec(folder))
+
+
+def test_wrong_folders(tmp_path):
+    with pytest.raises(ValueError, match="needs the option 'path'"):
+        data.build(Data(sources=(Source(name="folder"),)))
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        data.build(spec(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no picture"):
+        data.build(spec(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="two different"):
+        data.build(spec(fill(tmp_path / "one", 1)))
