@@ -63,21 +63,27 @@ def _triptych(
 
 @app.command()
 def generate(
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw, in English or Chinese; several = several pictures.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|PATH", help="An embedded model or a model's folder.  [default: emoji]")] = None,
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...",
+        help="What to draw, in English or Chinese; several = several pictures.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|PATH",
+        help="An embedded model or a model's folder.  [default: emoji]")] = None,
     n: Annotated[int, typer.Option("-n", "--num-images", help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Picture i has seed S + i; -1 or absent: random, printed and recorded.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed",
+        help="Picture i has seed S + i; -1 or absent: random, printed and recorded.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps from noise to picture.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="How strongly the words pull; 1 = off.")] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", metavar="NAME", help="How the steps are made; `triptych list` names them.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", metavar="NAME",
+        help="How the steps are made; `triptych list` names them.")] = None,
     negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What to stay away from.")] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, where the decoder offers a choice.")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE",
         help="One prompt a line, '#' comments; inside a line --n negative --w --h --s steps --d seed --l guidance.")] = None,
-    old: Annotated[str | None, typer.Option("--from", metavar="OLD.png", help="Draw a picture again from its own record: the same pixels.")] = None,
-    strip: Annotated[int | None, typer.Option("--strip", metavar="K", help="Also show every K-th step: the picture growing clear, as one PNG.")] = None,
+    old: Annotated[str | None, typer.Option("--from", metavar="OLD.png",
+        help="Draw a picture again from its own record: the same pixels.")] = None,
+    strip: Annotated[int | None, typer.Option("--strip", metavar="K",
+        help="Also show every K-th step: the picture growing clear, as one PNG.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE|DIR",
-        help="A folder gets numbered files, a file's name an index where there are several; nothing is overwritten.  [default: out/]")] = None,
+        help="A folder gets numbered files, a file's name an index if there are several; nothing is overwritten.  [default: out/]")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16.  [default: float32]")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Draw each picture alone: equal to the last bit whatever the batch.")] = False,
@@ -105,14 +111,19 @@ def generate(
 @app.command(context_settings=_TRAIN_SPELLINGS)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A shipped recipe (`triptych list`) or your own as YAML.")],
-    data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help='Train on this instead: a folder, or "emoji:3,scenes:1".')] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe; may be repeated.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="SPEC",
+        help='Train on this instead: a folder, or "emoji:3,scenes:1".')] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C",
+        help="Change a field of the recipe; may be repeated.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder.  [default: runs/RECIPE-DATE]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in --out (or in RECIPE's newest run).")] = False,
-    init: Annotated[str | None, typer.Option("--init", metavar="MODEL", help="Start from this model's weights, with a fresh optimizer.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,
+    resume: Annotated[bool, typer.Option("--resume",
+        help="Go on from the newest whole checkpoint of --out, or of the recipe's newest run.")] = False,
+    init: Annotated[str | None, typer.Option("--init", metavar="MODEL",
+        help="Start from this model's weights, with a fresh optimizer.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run",
+        help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train a panel by a recipe. Ctrl+C saves and leaves; --resume goes on to the same bits.
 
     \b
@@ -120,7 +131,7 @@ def train(
     triptych train own --data my-pictures                       fine-tune the embedded generator
     triptych train emoji --set steps=2000 --set batch=32 --dry-run
     triptych train emoji --out runs/mine --resume
-    triptych show emoji --recipe > mine.yaml && triptych train mine.yaml
+    triptych show recipes/emoji > mine.yaml && triptych train mine.yaml
     """
     from .train import run
 
@@ -142,12 +153,11 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model (name or folder), a recipe, or a family such as dit or generators/dit.")],
+    name: Annotated[str, typer.Argument(metavar="NAME",
+        help="A model (name or folder), a recipe or a family; KIND/NAME where several are called so.")],
     trace: Annotated[bool, typer.Option("--trace", help="Draw one picture and print the shapes, stage by stage.")] = False,
-    prompt: Annotated[str, typer.Option("--prompt", help="The prompt that --trace follows.")] = "a red apple",
-    recipe: Annotated[bool, typer.Option("--recipe", help="The recipe of this name, where a model is called so too.")] = False,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Look into a model, a recipe or a family.
 
     A model's cards, a recipe as YAML, or a family with its paper, sizes and parameters.
@@ -155,12 +165,12 @@ def show(
     \b
     triptych show emoji                      the embedded model: data, recipe, results, limits
     triptych show emoji --trace              words -> tokens -> latents -> picture
-    triptych show emoji --recipe > my.yaml   its recipe, ready for `triptych train my.yaml`
+    triptych show recipes/emoji > my.yaml    its recipe, ready for `triptych train my.yaml`
     triptych show dit                        the paper, and what each size weighs
     """
     from .show import run
 
-    run(name, trace=trace, prompt=prompt, recipe=recipe, as_json=as_json)
+    run(name, trace=trace, as_json=as_json)
 
 
 @data_app.command("build")
@@ -179,14 +189,15 @@ def data_build(spec: Spec, size: Size = 32, as_json: Json = False) -> None:
 @data_app.command("show")
 def data_show(
     spec: Spec,
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="SHEET.png", help="Where the sheet goes.  [default: sheet.png]")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="SHEET.png",
+        help="Where the sheet goes.  [default: sheet.png]")] = None,
     n: Annotated[int, typer.Option("-n", "--num-images", help="Pictures on the sheet.", min=1, max=4096)] = 64,
     columns: Annotated[int, typer.Option("--columns", help="Pictures in a row.", min=1, max=256)] = 8,
     seed: Annotated[int, typer.Option("--seed", help="Which ones.")] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="The held-out split, which no training sees.")] = False,
     size: Size = 128,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Draw a sheet of pictures with their captions.
 
     \b
@@ -255,8 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _say_error(error: BaseException, args: list[str], as_json: bool, debug: bool) -> int:
     if isinstance(error, typer.Abort):
         error = KeyboardInterrupt()
-    if isinstance(error, typer.TyperException):
-        message = " ".join(error.format_message().split())
+    told_by_typer = getattr(error, "format_message", None)  # its usage errors; their class has moved between versions
+    if told_by_typer is not None:
+        message = " ".join(told_by_typer().split())
         error = ValueError(f"{message.rstrip('.')}; see `{' '.join(['triptych', *_verb(args)])} --help`")
     told: dict[str, Any] = report(error)
     if debug:

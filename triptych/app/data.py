@@ -14,7 +14,7 @@ from .errors import Failure, blame
 if TYPE_CHECKING:
     from ..data.index import Dataset
 
-__all__ = ["parse_data_spec", "run_build", "run_check", "run_show", "sources_of"]
+__all__ = ["open_split", "parse_data_spec", "run_build", "run_check", "run_show", "sources_of"]
 
 
 def parse_data_spec(text: str, size: int) -> recipe.Data:
@@ -22,7 +22,8 @@ def parse_data_spec(text: str, size: int) -> recipe.Data:
 
     Raises ValueError for a part that is neither, with the nearest right name, and for a weight that is not above 0.
     """
-    return recipe.Data(sources=sources_of(text), size=size)
+    sources = sources_of(text)
+    return recipe.Data(sources=sources, size=0 if all(source.name == "texts" for source in sources) else size)
 
 
 def sources_of(text: str) -> tuple[recipe.Source, ...]:
@@ -64,7 +65,7 @@ def run_build(spec: str, size: int, as_json: bool) -> None:
     begun, rows = time.perf_counter(), {}
     described = parse_data_spec(spec, size)
     for split in ("train", "held_out"):
-        dataset = _open(described, split)
+        dataset = open_split(described, split)
         if dataset is None:
             rows[split] = 0
             continue
@@ -85,13 +86,11 @@ def run_show(spec: str, output: str | None, *, n: int, columns: int, seed: int, 
         raise ValueError(f"{path} is there already and nothing is overwritten; give another -o")
     if path.suffix.lower() not in pictures.SUFFIXES:
         raise ValueError(f"-o {path}: cannot write {path.suffix or 'a file without a suffix'}; there are: {', '.join(pictures.SUFFIXES)}")
-    dataset = _open(parse_data_spec(spec, size), "held_out" if held_out else "train")
+    dataset = open_split(parse_data_spec(spec, size), "held_out" if held_out else "train")
     if dataset is None:
         raise Failure("bad_data", f"{spec} holds nothing in the held-out split; leave --held-out away")
     with blame("bad_data", spec):
         batch = dataset.examples(n, seed=seed)
-        if batch.images_BCHW is None:
-            raise ValueError("there are texts and no pictures here; `triptych data check` counts them")
         sheet = data.contact_sheet(batch, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.write(sheet, path, None)
@@ -107,7 +106,7 @@ def run_check(spec: str, size: int, as_json: bool) -> None:
     say.result(report, _as_text(report), as_json)
 
 
-def _open(described: recipe.Data, split: Any) -> Dataset | None:
+def open_split(described: recipe.Data, split: Any) -> Dataset | None:
     """The dataset; None for a held-out split that is empty, as a small folder's may be."""
     with blame("bad_data"):
         try:

@@ -40,7 +40,8 @@ def run(as_json: bool) -> None:
 
 
 def _python() -> Check:
-    return sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.system()} {platform.machine()}", "install Python 3.11 or newer"
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return sys.version_info >= (3, 11), found, "install Python 3.11 or newer"
 
 
 def _torch() -> Check:
@@ -111,7 +112,8 @@ def _font() -> Check:
 
 def _cldr() -> Check:
     there = next((folder for folder in _CLDR if Path(folder).is_dir()), None)
-    return (True, there, "") if there else (None, "no Unicode CLDR annotations", "needed to train on `emoji` only: apt install unicode-cldr-core")
+    remedy = "needed to train on `emoji` only: apt install unicode-cldr-core"
+    return (True, there, "") if there else (None, "no Unicode CLDR annotations", remedy)
 
 
 def _weights() -> Check:
@@ -128,7 +130,9 @@ def _weights() -> Check:
                 damaged.append(f"{name}/{place}")
     if damaged:
         return False, f"damaged: {', '.join(damaged)}", "install Triptych again"
-    return (True, f"{', '.join(names)}: {size / 1e6:.1f} MB, checksums right", "") if names else (None, "no embedded model", "give --model DIR, or install again")
+    if not names:
+        return None, "no embedded model", "give --model DIR, or install again"
+    return True, f"{', '.join(names)}: {size / 1e6:.1f} MB, checksums right", ""
 
 
 _CHECKS: dict[str, Callable[[], Check]] = {

@@ -19,6 +19,8 @@ EXIT = {
     "interrupted": 130, "terminated": 143,
 }  # fmt: skip
 
+# Exceptions of training are known by name: reporting an error must never have to import torch.
+_NAMED = {"BadCheckpoint": "bad_checkpoint", "DiskFull": "disk_full", "Diverged": "diverged", "Locked": "locked"}
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -32,12 +34,12 @@ class Failure(Exception):
 
 @contextmanager
 def blame(code: str, doing: str = "") -> Iterator[None]:
-    """A ValueError raised inside, or a file that cannot be read, is of this kind. Memory and a full disk keep their own."""
+    """A ValueError raised inside, or a file that cannot be read, is of this kind; memory, disk and a file not there keep theirs."""
     try:
         yield
     except (ValueError, OSError) as error:
         found, message = classify(error)
-        if found != "usage":
+        if found != "usage" or isinstance(error, FileNotFoundError):
             raise
         raise Failure(code, f"{doing}: {message}" if doing else message) from error
 
@@ -49,10 +51,12 @@ def classify(error: BaseException) -> tuple[str, str]:
         return error.code, text
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted"
-    # The exceptions of torch are known by name, so that reporting an error never has to import it.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _speaks_of_memory(error, text):
-        return "out_of_memory", f"out of memory ({text or 'no more to be had'}); ask for fewer pictures at once, a smaller batch or --precision bf16"
-    code = _by_exit_code(getattr(error, "exit_code", None))
+        return (
+            "out_of_memory",
+            f"out of memory ({text or 'no more to be had'}); ask for fewer pictures, a smaller batch or --precision bf16",
+        )
+    code = next((_NAMED[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _NAMED), None)
     if code is not None:
         return code, text
     if isinstance(error, OSError):
@@ -67,10 +71,6 @@ def report(error: BaseException) -> dict[str, dict[str, str | int]]:
     """What --json prints on stdout: {"error": {"code", "exit_code", "message"}}."""
     code, message = classify(error)
     return {"error": {"code": code, "exit_code": EXIT[code], "message": message}}
-
-
-def _by_exit_code(number: object) -> str | None:
-    return next((code for code, value in EXIT.items() if value == number and code != "internal"), None)
 
 
 def _speaks_of_memory(error: BaseException, text: str) -> bool:

@@ -118,7 +118,7 @@ def _jobs(request: Request, record: dict[str, Any] | None) -> list[Job]:
         if request.seed is not None or request.n > 1:
             old = replace(old, batch=None, seed=old.seed if request.seed is None else None)
         given = [replace(old, prompt=job.prompt, seed=old.seed if job.seed is None else job.seed) for job in given] or [old]
-        given = [replace(job, **{k: v for k, v in _said(common).items()}) for job in given]  # here the command line changes the old
+        given = [replace(job, **_said(common)) for job in given]  # here the command line changes the old
     else:
         given = [replace(job, **{k: v for k, v in _said(common).items() if getattr(job, k) is None}) for job in given]
     if not given:
@@ -134,7 +134,7 @@ def _said(job: Job) -> dict[str, Any]:
     return {k: v for k in ("negative", "steps", "guidance", "sampler", "size") if (v := getattr(job, k)) is not None}
 
 
-def _with_sizes(model: TextToImage, jobs: list[Job]) -> list[Job]:
+def _fitted(model: TextToImage, jobs: list[Job]) -> list[Job]:
     """The jobs as this model takes them: a side that was not said is its own, and its own size need not be asked for.
 
     Raises ValueError for settings that it does not have, before anything is drawn.
@@ -204,12 +204,14 @@ def _model(request: Request, record: dict[str, Any] | None, precision: str) -> T
     spelled = ", ".join(f"{place} {print_}" for place, print_ in sorted(wanted.items()))
     name = request.model or record.get("model") or ""
     if request.model is None and name not in embedded():
-        raise Failure("bad_checkpoint", f"{request.old} was made by model {name!r} ({spelled}), which is not embedded; give its folder: --model DIR")
+        said = f"{request.old} was made by model {name!r} ({spelled}), which is not embedded; give its folder: --model DIR"
+        raise Failure("bad_checkpoint", said)
     model = load_model(name, request.device, precision)
     other = [f"{place} is {model.fingerprints.get(place) or 'unsaved'}, it needs {print_}" for place, print_ in sorted(wanted.items())
              if model.fingerprints.get(place) != print_]  # fmt: skip
     if other:
-        raise Failure("bad_checkpoint", f"{request.old} cannot be drawn again by model {name!r}: {'; '.join(other)}; give --model DIR that holds them")
+        said = f"{request.old} cannot be drawn again by model {name!r}: {'; '.join(other)}; give --model DIR that holds them"
+        raise Failure("bad_checkpoint", said)
     _warn_of_other_machine(record, model)
     return model
 
@@ -238,10 +240,11 @@ def _draw(
         if strip is not None and done % strip == 0 and done < total:
             growing.append(preview())
 
-    against = [job.negative for job in jobs] if first.negative else None
+    against = [job.negative or "" for job in jobs] if first.negative else None
     images = model.generate(
-        [job.prompt for job in jobs], seeds=[job.seed for job in jobs], negative=against,
-        size=None if first.size is None else (first.size[1], first.size[0]), exact=exact, on_step=on_step, batch_size=BATCH, **first.sampling(),
+        [job.prompt for job in jobs], seeds=[job.seed or 0 for job in jobs], negative=against,
+        exact=exact, on_step=on_step,
+        size=None if first.size is None else (first.size[1] or 0, first.size[0] or 0), batch_size=BATCH, **first.sampling(),
     )  # fmt: skip
     kept = [row for row, _ in rows]
     return [images[row] for row in kept], [[frame[row] for frame in growing] for row in kept], rows
@@ -257,10 +260,11 @@ def record_of(
     flat = {name: asked.pop(name) for name in ("steps", "guidance", "sampler") if name in asked}
     panels = model.fingerprints
     return {
-        "schema": pictures.SCHEMA, "version": f"triptych {__version__}", "prompt": job.prompt, "negative": job.negative or "", "seed": job.seed,
-        "noise": NOISE, **flat, "settings": asked, "size": list(size), "model": model.name, "model_hash": panels.get("generator", "")[:10],
-        "panels": panels, "exact": exact, "batch": list(batch), "precision": precision, "device": model.device.type, "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "schema": pictures.SCHEMA, "version": f"triptych {__version__}",
+        "prompt": job.prompt, "negative": job.negative or "", "seed": job.seed, "noise": NOISE, **flat, "settings": asked,
+        "size": list(size),
+        "model": model.name, "model_hash": panels.get("generator", "")[:10], "panels": panels, "exact": exact, "batch": list(batch),
+        "precision": precision, "device": model.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 

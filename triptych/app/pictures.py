@@ -33,6 +33,7 @@ SCHEMA = 1  # of the record
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _LARGEST_TEXT = 2**20
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
+_DAMAGED = (OSError, SyntaxError, ValueError, Warning, KeyError, TypeError, IndexError, AttributeError)  # what Pillow's parsers raise
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -157,7 +158,7 @@ def _texts(path: str | Path) -> tuple[str | None, str | None]:
         raise ValueError(f"{path} is no PNG, JPEG or WebP picture") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is damaged, or no picture to be trusted: {str(error)[:200]}") from None
     note, comment = ifd.get(_MAKER_NOTE), ifd.get(_USER_COMMENT)
     record = note[9:].decode("utf-8", "replace") if isinstance(note, bytes) and note.startswith(b"triptych\0") else None
@@ -209,10 +210,10 @@ _PAIR = re.compile(r'(\w[\w /-]{1,60}): *("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # A
 def format_parameters(record: Mapping[str, Any]) -> str:
     """A record as A1111's text. Whatever the prompt holds, `parse_parameters` gives the same fields back."""
     prompt, negative = record["prompt"], record.get("negative") or ""
-    body = [prompt] + ([f"Negative prompt: {negative}"] if negative else [])
+    body: list[str] = [prompt] + ([f"Negative prompt: {negative}"] if negative else [])
     values = {name: record.get(name) for name in _LINE.values()}
     values["size"] = "x".join(str(n) for n in record["size"])
-    values["sampler"] = _SAMPLERS.get(values["sampler"], values["sampler"])
+    values["sampler"] = _SAMPLERS.get(values["sampler"] or "", values["sampler"])
     values["guidance"] = None if values["guidance"] is None else repr(float(values["guidance"])).removesuffix(".0")
     plain = _split_body("\n".join(body).lstrip().split("\n"))
     values["prompt"] = None if plain[0] == prompt else prompt

@@ -1,0 +1,84 @@
+"""`triptych train`: a recipe by name or from a file, changed by --data and --set, handed to the trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from .. import recipe as recipes_of
+from .. import recipes
+from ..recipe import Recipe
+from . import say
+from .data import open_split, sources_of
+from .errors import blame
+
+__all__ = ["find_recipe", "run"]
+
+
+def find_recipe(name: str, data: str | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe to train: --data takes the place of its sources, then --set changes single fields.
+
+    Raises ValueError for a recipe, a file, a field or a source that is not there, with the nearest right name.
+    """
+    is_file = name.endswith((".yaml", ".yml")) or Path(name).is_file()
+    found = recipes_of.from_yaml(name) if is_file else recipes.get(name.removeprefix("recipes/"))
+    if data is not None:
+        found = dataclasses.replace(found, data=dataclasses.replace(found.data, sources=sources_of(data)))
+    return recipes_of.override(found, settings) if settings else found
+
+
+def run(
+    name: str, *, data: str | None, settings: Sequence[str], out: str | None, resume: bool, init: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Train, and leave with 130 or 143 where a signal ended the run (saved)."""
+    recipe = find_recipe(name, data, settings)
+    folder = _folder(recipe.name, out, resume)
+    _check_models(recipe, init)
+    from ..training import Report, train
+
+    train_set = open_split(recipe.data, "train")
+    held_out = open_split(recipe.data, "held_out")
+    if held_out is None:
+        say.note("note: too few examples to hold some out; there is no held-out loss")
+    if not dry_run:
+        say.note(f"run folder {folder}")
+    report = Report(quiet=as_json)
+    result = train(recipe, out=folder, data=train_set, held_out=held_out, resume=resume, init=init, dry_run=dry_run, report=report)
+    model = str(result.model) if result.model else None
+    value = {"recipe": recipe.name, **dataclasses.asdict(result), "out": str(result.out), "model": model}
+    say.result(value, model or "", as_json)
+    if result.model and (result.model / "triptych.json").exists():
+        say.note(f'draw with it: triptych generate "..." --model {result.model}')
+    if result.exit_code:
+        sys.exit(result.exit_code)
+
+
+def _folder(name: str, out: str | None, resume: bool) -> Path:
+    if out is not None:
+        return Path(out)
+    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "run"
+    if resume:
+        runs = sorted(p for p in Path("runs").glob(f"{slug}-[0-9]*") if (p / "checkpoints").is_dir())
+        if not runs:
+            raise ValueError(f"--resume: no run runs/{slug}-* is here; name its folder with --out, or train without --resume")
+        return runs[-1]
+    return Path("runs") / f"{slug}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _check_models(recipe: Recipe, init: str | None) -> None:
+    """The models that the recipe stands on are here and whole: found out before data is touched."""
+    from .. import checkpoint
+
+    places = {kind: place for place, kind in checkpoint.PLACES.items()}
+    wanted = [(place, one.model) for place, one in recipe.neighbours.items()] + [(places[recipe.panel], init or recipe.init)]
+    for place, model in wanted:
+        if model is None:
+            continue
+        checkpoint.locate(model)
+        if place in checkpoint.PLACES:
+            with blame("bad_checkpoint", f"model {model}"):
+                checkpoint.load_config(model, place)
+                checkpoint.load_tensors(model, place)
