@@ -88,7 +88,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         report = kills(options.count, Path(folder), seed=options.seed)
-    report |= {"seconds": round(time.monotonic() - begun, 1), "torch": torch.__version__, "machine": platform.machine(), "seed": options.seed}
+    report |= {
+        "seed": options.seed,
+        "seconds": round(time.monotonic() - begun, 1),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
     text = json.dumps(report, indent=1)
     print(text)
     if options.json:

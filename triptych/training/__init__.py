@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .build import build_task
-from .loop import Diverged, Result, train
+from .loop import Result, train
 from .report import Report
+from .run import Diverged
 from .state import BadCheckpoint, DiskFull, Locked
 from .tasks import GeneratorTask
 

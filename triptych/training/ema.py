@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Averages", "gamma_of", "mix"]
+__all__ = ["Averages", "gamma_of", "mix", "post_hoc"]
 
 
 def gamma_of(length: float) -> float:
@@ -75,6 +75,16 @@ class Averages:
             raise ValueError(f"averages do not match: {sorted(mine.keys() ^ state.keys())[:3]} are on one side only")
         for name, value in mine.items():
             value.copy_(state[name])
+
+
+def post_hoc(stored: Mapping[tuple[int, float], Mapping[str, Tensor]], want: tuple[int, float]) -> dict[str, Tensor]:
+    """An average of a length that was never kept, from those that were: stored[step, length][name] as checkpoints hold them."""
+    shares = mix(list(stored), want)
+    names = next(iter(stored.values()))
+    return {
+        name: torch.stack([float(c) * one[name].double() for c, one in zip(shares, stored.values(), strict=True)]).sum(0).float()
+        for name in names
+    }
 
 
 def mix(have: Sequence[tuple[int, float]], want: tuple[int, float]) -> np.ndarray:

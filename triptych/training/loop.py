@@ -10,35 +10,27 @@ number, and a resumed run is bit-equal to one that was never stopped (same machi
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from triptych import recipe as spec
-from triptych.contracts import Batch, Prompt, Rng, Task
+from triptych.contracts import Task
+from triptych.layers.memory import keep_freed_memory
 from triptych.recipe import Recipe
 
 from . import run_folder, state
-from .ema import Averages
-from .optim import Optimizers, hidden_matrices, rate
+from .build import build_task
+from .build import export as export_panels
+from .measure import estimate, in_words
 from .report import Metrics, Report
+from .run import Run
 from .signals import Stop
 
-__all__ = ["Diverged", "Result", "Run", "train"]
-
-SKIPS = 10  # steps in a row without a finite loss and gradient, after which training stops
-HELD_OUT = 256  # rows that validation looks at, in whole batches
-
-
-class Diverged(RuntimeError):
-    """Loss, gradient or weights are not finite. What was saved before is finite and whole."""
+__all__ = ["Result", "train"]
 
 
 @dataclass(frozen=True)
@@ -67,41 +59,44 @@ def train(
     dry_run: bool = False, report: Report | None = None, device: str = "auto", task: Task | None = None,
     export: Callable[[Task, Recipe, Path, Mapping[str, Any]], None] | None = None,
 ) -> Result:  # fmt: skip
-    """Train what `recipe` says in the run folder `out`, and export the averaged weights to `out/model`.
+    """Train what `recipe` says in the run folder `out`; at the end, or where it is stopped, export the averaged weights to `out/model`.
 
     data, held_out: datasets instead of the recipe's.  task, export: a task built by hand, and what to do with it at the end.
+    A task may also have `prepare_data(dataset)`, called before training (to learn a vocabulary), `finish(dataset)`, called
+    after it (to measure what the card or the latents need), and `compiles()`, the modules worth compiling.
     resume: go on from the newest whole checkpoint.  init: start from a model's weights, with a fresh optimizer.
     dry_run: measure what the run would cost; nothing is written.
     Raises ValueError (recipe, data), state.BadCheckpoint (another run's), state.Locked, state.DiskFull, Diverged. A second
     Ctrl+C raises KeyboardInterrupt at once.
     """
-    from .build import build_task
-    from .build import export as export_panels
-
     out, report = Path(out), report or Report()
-    if data is None:
-        data, held_out = _datasets(recipe, report)
-    with torch.random.fork_rng(devices=[]):
-        task = task or build_task(recipe, init=None if resume and state.newest(out) else init)
-        if hasattr(task, "prepare_data"):
-            task.prepare_data(data)
-        run = Run(recipe, task, data, held_out, device, report)
+    keep_freed_memory()
+    with state.locked(out) if not dry_run else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
+        found = None if dry_run else run_folder.look(recipe, out, resume, report)
+        init = init or (found.facts.get("init") if found else None)
+        if data is None:
+            data, held_out = _datasets(recipe, report)
+        task = task or build_task(recipe, init=init)
+        if hook := getattr(task, "prepare_data", None):
+            hook(data)
+        run = Run(recipe, task, data, held_out, device, report, init=str(init) if init else None)
         if dry_run:
-            return run.dry(out)
-        with state.locked(out):
-            metrics = run_folder.begin(run, out, resume)
-            try:
-                result = _loop(run, out, metrics)
-                if result.reason != "finished":
-                    return result
-                if hasattr(task, "finish"):
-                    task.finish(data)
-                with run.averages.applied():
-                    (export or export_panels)(task, recipe, out / "model", run_folder.card(run))
-                return replace(result, model=out / "model")
-            finally:
-                report.end()
-                metrics.close()
+            cost = estimate(run)
+            for line in in_words(cost):
+                report.say(line)
+            return Result("dry run", 0, out, estimate=cost)
+        metrics = run_folder.begin(run, out, found)
+        try:
+            result = _loop(run, out, metrics)
+            task.modules.eval()
+            with run.averages.applied():
+                if hook := getattr(task, "finish", None):
+                    hook(data)
+                (export or export_panels)(task, recipe, out / "model", run_folder.card(run))
+            return replace(result, model=out / "model")
+        finally:
+            report.end()
+            metrics.close()
 
 
 def _loop(run: Run, out: Path, metrics: Metrics) -> Result:
@@ -111,233 +106,22 @@ def _loop(run: Run, out: Path, metrics: Metrics) -> Result:
     report.begin(recipe.name, run.step, recipe.steps, recipe.batch)
     with Stop() as stop, run.batches() as batches:
         begun = time.monotonic()
-        while run.step < recipe.steps and not stop.reason:
+        while run.step < recipe.steps:
             values = run.update(next(batches))
             speed = report.step(run.step, values["loss"])
             metrics.write(run.step, "train", {**values, "pictures_per_s": round(speed, 2)})
-            last = run.step == recipe.steps
-            run.measure(out, metrics, validate=last or run.step % recipe.validate_every == 0, preview=last or run.step % recipe.preview_every == 0)
-            if last or stop.reason or run.step % recipe.save_every == 0:
+            last, leaving = run.step == recipe.steps, stop.reason  # read once: a signal that comes later waits for the next step
+            validate, preview = (last or run.step % every == 0 for every in (recipe.validate_every, recipe.preview_every))
+            run.measure(out, metrics, validate=validate, preview=preview)
+            if last or leaving or run.step % recipe.save_every == 0:
                 now = time.monotonic()
                 run.seconds, begun = run.seconds + now - begun, now
                 metrics.sync()
                 run.save(out)
-    if stop.reason and run.step < recipe.steps:
-        report.say(f"{stop.reason} at step {run.step}, saved in {out}; go on with --resume")
-        return Result(stop.reason, run.step, out, run.skipped, run.validation)
+            if leaving and not last:
+                report.say(f"{leaving} at step {run.step}, saved in {out}; go on with --resume")
+                return Result(leaving, run.step, out, run.skipped, run.validation)
     return Result("finished", run.step, out, run.skipped, run.validation)
-
-
-class Run:
-    """What changes while a run goes on, and the few things that can be done to it.
-
-    step: steps made.  skipped, in_a_row: steps that were not finite, in all and just now.  seconds: of training so far.
-    """
-
-    def __init__(self, recipe: Recipe, task: Task, data: Any, held_out: Any, device: str, report: Report) -> None:
-        self.recipe, self.task, self.data, self.report = recipe, task, data, report
-        self.device = _device(device)
-        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
-        self.step = self.skipped = self.in_a_row = 0
-        self.seconds = 0.0
-        self.validation: dict[str, float] = {}
-        task.modules.to(self.device).train()
-        for neighbour in vars(task).values():  # frozen panels stand beside, not among, the modules
-            if isinstance(neighbour, nn.Module):
-                neighbour.to(self.device)
-        self._learns = {p: p.requires_grad for p in task.modules.parameters()}
-        exported = {id(p) for panel in task.panels().values() for p in panel.parameters()}
-        averaged = {n: p for n, p in task.modules.named_parameters() if id(p) in exported and p.requires_grad}
-        self.averages = Averages(averaged, (recipe.ema, recipe.ema / 2) if recipe.ema else ())
-        self.phases: dict[str, Optimizers] = {}
-        self.compiled = self._compile() if recipe.compile else []
-        self._examples = self._held_out_batches(held_out)
-
-    # --- one step ---
-
-    def batch(self, step: int) -> Batch:
-        return self._here(self.data.batch(self.recipe.seed, step, self.recipe.batch))
-
-    @contextlib.contextmanager
-    def batches(self) -> Iterator[Iterator[Batch]]:
-        """The batches from this step on; the next is made while this one is learnt from."""
-        with ThreadPoolExecutor(1) as pool:
-
-            def ahead() -> Iterator[Batch]:
-                coming: Future[Batch] = pool.submit(self.batch, self.step)
-                for step in range(self.step + 1, self.recipe.steps + 1):
-                    batch = coming.result()
-                    if step < self.recipe.steps:
-                        coming = pool.submit(self.batch, step)
-                    yield batch
-
-            yield ahead()
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        """All phases of one step; returns what is logged. A phase that is not finite ends the step: skipped and counted."""
-        recipe, rng = self.recipe, Rng.of_samples(self.recipe.seed, batch.index)
-        torch.manual_seed(int(rng.keys_B[0]))  # for layers that draw by themselves (dropout)
-        share, plan = rate(self.step, recipe.steps, recipe.optimizer), self.task.plan(self.step)
-        values: dict[str, float] = {"loss": float("nan"), "lr": recipe.optimizer.lr * share}
-        finite = True
-        for phase in plan:
-            optimizers = self._phase(phase)
-            losses = self._descend(batch, phase, rng)
-            norm = optimizers.clip()
-            logged = {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)}
-            values |= logged if len(set(plan)) == 1 else {f"{phase}.{name}": value for name, value in logged.items()} | {"loss": logged["loss"]}
-            finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(losses["loss"]))
-            if finite:
-                optimizers.step(share)
-                self.task.after_step(phase, self.step)
-            self.task.modules.zero_grad(set_to_none=True)
-            if not finite:
-                break
-        self.step += 1
-        self.averages.update(self.step)
-        self.in_a_row = 0 if finite else self.in_a_row + 1
-        if not finite:
-            self.skipped += 1
-            values["skipped"] = self.skipped
-            self.report.say(f"step {self.step} skipped: loss {values['loss']}, not finite ({self.in_a_row} in a row)")
-        if self.in_a_row >= SKIPS:
-            raise Diverged(f"{SKIPS} steps in a row were not finite, up to step {self.step}; resume from before with a lower learning rate")
-        return values
-
-    def _descend(self, batch: Batch, phase: str, rng: Rng) -> dict[str, Tensor]:
-        try:
-            with self._autocast():
-                losses = self.task.losses(batch, phase, self.step, rng)
-            losses["loss"].backward()
-            return losses
-        except Exception as error:
-            if not self.compiled:
-                raise
-            self.report.say(f"torch.compile gave up, going on without it: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
-            for module in self.compiled:
-                module._compiled_call_impl = None
-            self.compiled = []
-            self.task.modules.zero_grad(set_to_none=True)
-            return self._descend(batch, phase, rng)  # nothing was stepped yet: the same step again
-
-    def _phase(self, phase: str) -> Optimizers:
-        """The phase's optimizers; only its parameters take gradients."""
-        if phase not in self.phases:
-            for p, learns in self._learns.items():
-                p.requires_grad_(learns)
-            self.phases[phase] = Optimizers(self.task.trainable(phase), self.recipe.optimizer, hidden_matrices(self.task.modules))
-        chosen = set(self.phases[phase].parameters.values())
-        for p, learns in self._learns.items():
-            p.requires_grad_(learns and p in chosen)
-        return self.phases[phase]
-
-    # --- looking ---
-
-    def measure(self, out: Path, metrics: Metrics, *, validate: bool, preview: bool) -> None:
-        """Held-out measures and a strip of pictures, by the averaged weights."""
-        if not (self._examples and validate or preview):
-            return
-        self.task.modules.eval()
-        with self.averages.applied(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            if self._examples and validate:
-                rows = [self.task.validate(batch) for batch in self._examples]
-                self.validation = {name: float(torch.cat([r[name].float() for r in rows]).mean()) for name in rows[0]}
-                metrics.write(self.step, "held_out", self.validation)
-                self.report.say(f"step {self.step}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in self.validation.items()))
-            if preview:
-                prompts = [Prompt(text=text) for text in self.recipe.preview_prompts]
-                shown = self._examples[0] if self._examples else self.batch(0)
-                images = self.task.preview(prompts, _first(shown, 8))
-                if images is not None:
-                    run_folder.save_strip(images, out / "previews" / f"step-{self.step:06d}.png")
-        self.task.modules.train()
-
-    # --- keeping ---
-
-    def files(self) -> dict[str, dict[str, Tensor]]:
-        optimizer = {f"{phase}/{name}": t for phase, one in self.phases.items() for name, t in one.state().items()}
-        return {"weights": tensors_of(self.task.modules), "averages": self.averages.state(), "optimizer": optimizer}
-
-    def save(self, out: Path) -> None:
-        """Raises Diverged if a weight is not finite: such a checkpoint is never written."""
-        files = self.files()
-        for name in ("weights", "averages"):
-            for key, tensor in files[name].items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise Diverged(f"{name} {key} is not finite at step {self.step}; nothing was saved, older checkpoints are whole")
-        state.write(out, self.step, files, run_folder.facts(self), keep=self.recipe.keep)
-
-    @torch.no_grad()
-    def restore(self, checkpoint: state.Checkpoint) -> None:
-        """Raises state.BadCheckpoint where tensors do not fit this run's."""
-        weights, here = checkpoint.tensors("weights"), tensors_of(self.task.modules)
-        for name in weights.keys() ^ here.keys():
-            raise state.BadCheckpoint(f"{checkpoint.folder}: tensor {name!r} is on one side only")
-        for name, tensor in here.items():
-            if tensor.shape != weights[name].shape:
-                raise state.BadCheckpoint(f"{checkpoint.folder}: {name!r} is {list(weights[name].shape)}, here it is {list(tensor.shape)}")
-            tensor.copy_(weights[name])
-        self.averages.load(checkpoint.tensors("averages"))
-        by_phase: dict[str, dict[str, Tensor]] = {phase: {} for phase in checkpoint.facts["phases"]}
-        for key, tensor in checkpoint.tensors("optimizer").items():
-            phase, _, name = key.partition("/")
-            by_phase[phase][name] = tensor
-        for phase, tensors in by_phase.items():
-            self._phase(phase)
-            self.phases[phase].load(tensors)
-        self.step, self.seconds = checkpoint.step, checkpoint.facts["seconds"]
-        self.skipped, self.in_a_row = checkpoint.facts["skipped"], checkpoint.facts["in_a_row"]
-        self.validation = dict(checkpoint.facts["validation"])
-
-    def checkpoint_bytes(self) -> int:
-        """Of one checkpoint, foretold: the optimizer's state counts before there is one (two numbers a trained parameter)."""
-        trained = {n: p for phase in set(self.task.plan(0)) for n, p in self.task.trainable(phase).items()}
-        tensors = [*tensors_of(self.task.modules).values(), *self.averages.state().values(), *trained.values(), *trained.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-    def dry(self, out: Path) -> Result:
-        from .measure import estimate, in_words
-
-        found = estimate(self, self.checkpoint_bytes())
-        for line in in_words(found):
-            self.report.say(line)
-        return Result("dry run", 0, out, estimate=found)
-
-    # --- the machine ---
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _here(self, batch: Batch) -> Batch:
-        return batch if batch.images_BCHW is None else replace(batch, images_BCHW=batch.images_BCHW.to(self.device))
-
-    def _compile(self) -> list[nn.Module]:
-        """Compile, in place, what the task calls as a network: `task.compiles()`, or the panels that have a `forward`.
-
-        Every shape is compiled for itself, since which kernel a shape gets must not depend on what came before it.
-        """
-        if self.device.type == "cpu" and not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
-            self.report.say("not compiled: there is no C++ compiler here (c++, g++ or clang++); training is slower, and the same")
-            return []
-        wanted = self.task.compiles() if hasattr(self.task, "compiles") else self.task.panels().values()  # type: ignore[attr-defined]
-        chosen = [m for m in wanted if type(m).forward is not nn.Module.forward]
-        for module in chosen:
-            module.compile(dynamic=False)
-        return chosen
-
-    def _held_out_batches(self, held_out: Any) -> list[Batch]:
-        if held_out is None:
-            return []
-        size = self.recipe.batch
-        rows = size * max(1, HELD_OUT // size)
-        whole = held_out.examples(rows)
-        return [self._here(_rows(whole, slice(first, first + size))) for first in range(0, rows, size)]
-
-
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and kept buffers by name; one that has two names comes once."""
-    seen: set[int] = set()
-    return {name: t for name, t in module.state_dict(keep_vars=True).items() if not (id(t) in seen or seen.add(id(t)))}
 
 
 def _datasets(recipe: Recipe, report: Report) -> tuple[Any, Any]:
@@ -349,24 +133,3 @@ def _datasets(recipe: Recipe, report: Report) -> tuple[Any, Any]:
     except ValueError as error:
         report.say(f"no held-out loss: {error}")
         return train_set, None
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    images = None if batch.images_BCHW is None else batch.images_BCHW[rows]
-    return Batch(index=batch.index[rows], images_BCHW=images, prompts=batch.prompts[rows], keys=batch.keys[rows])
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return _rows(batch, slice(0, count))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,12 @@ import torch
 from triptych.contracts import Batch
 
 if TYPE_CHECKING:
-    from .loop import Run
+    from .run import Run
 
 __all__ = ["estimate", "in_words"]
 
 
-def estimate(run: Run, checkpoint_bytes: int) -> dict[str, Any]:
+def estimate(run: Run) -> dict[str, Any]:
     """Parameters, FLOP and memory a step, pictures/s over three measured steps, hours and disk for the whole recipe.
 
     The run's weights are changed by the steps: it is of no use afterwards.
@@ -26,8 +25,8 @@ def estimate(run: Run, checkpoint_bytes: int) -> dict[str, Any]:
 
     recipe = run.recipe
     batches = [run.batch(step) for step in range(5)]
-    counter = FlopCounterMode(display=False)
-    with counter, torch.compiler.set_stance("force_eager"):
+    checkpoint_bytes, counter = run.checkpoint_bytes(), FlopCounterMode(display=False)
+    with counter, run.uncompiled():
         run.update(batches[0])
     run.update(batches[1])  # compiles, and sizes the optimizer's state
     begun = time.perf_counter()
@@ -69,6 +68,8 @@ def _memory(device: torch.device) -> int:
     """The largest so far: of the device, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -21,7 +21,7 @@ def rate(step: int, steps: int, optimizer: spec.Optimizer) -> float:
     return min(1.0, (step + 1) / up if up >= 1 else 1.0, (steps - step) / down if down >= 1 else 1.0)
 
 
-def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
+def hidden_matrices(module: nn.Module) -> set[Tensor]:
     """Weights of linear layers within a stack (`nn.ModuleList`): what Muon is for. First and last layers and tables are not."""
     stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     return {layer.weight for stack in stacks for layer in stack.modules() if isinstance(layer, nn.Linear)}
@@ -35,9 +35,9 @@ class Optimizers:
     Nothing of one dimension or none decays: gains, biases.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], how: spec.Optimizer, matrices: Iterable[nn.Parameter] = ()) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], how: spec.Optimizer, matrices: Iterable[Tensor] = ()) -> None:
         self.parameters, self.how = dict(parameters), how
-        self._names = {p: name for name, p in self.parameters.items()}
+        self._names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         turned = set(matrices) & set(self._names) if how.name == "muon" else set()
         rest = [p for p in self._names if p not in turned]
         groups = [

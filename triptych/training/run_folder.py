@@ -1,6 +1,6 @@
 """What a run writes beside its checkpoints: recipe, metrics, previews; and what a resume must find unchanged.
 
-    RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/
+RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/
 """
 
 from __future__ import annotations
@@ -16,49 +16,63 @@ from triptych import checkpoint
 from triptych.recipe import Recipe, to_mapping, to_yaml
 
 from . import state
-from .report import Metrics
+from .report import Metrics, Report
 
 if TYPE_CHECKING:
-    from .loop import Run
+    from .run import Run
 
-__all__ = ["begin", "card", "facts", "save_strip"]
+__all__ = ["begin", "card", "facts", "look", "save_strip"]
 
 _FREE = {  # fields that may change at a resume: they look at the run or name it, and do not steer it
     "name", "init", "save_every", "keep", "validate_every", "preview_every", "preview_prompts", "sampling", "judges", "expect",
 }  # fmt: skip
 
 
-def begin(run: Run, out: Path, resume: bool) -> Metrics:
-    """Start or go on in `out`; returns its metrics, cut back to where the run goes on.
+def look(recipe: Recipe, out: Path, resume: bool, report: Report) -> state.Checkpoint | None:
+    """The checkpoint to go on from, None to start.
 
-    Raises ValueError if `out` holds a run and nobody said resume, BadCheckpoint if it holds another recipe's, DiskFull if
-    the checkpoints to come do not fit.
+    Raises ValueError if `out` holds a run and nobody said resume, BadCheckpoint if it holds another recipe's.
     """
-    found = state.complete(out, verify=resume, say=run.report.say)
-    if found and not resume:
-        raise ValueError(f"{out} holds a run that reached step {found[0].step}; go on with --resume, or choose another --out")
+    found = state.newest(out, verify=resume, say=report.say)
+    if found is None:
+        if resume:
+            report.say(f"{out} holds no whole checkpoint: starting from the beginning")
+        return None
+    if not resume:
+        raise ValueError(f"{out} holds a run that reached step {found.step}; go on with --resume, or choose another --out")
+    _same(found, recipe)
+    for what, value in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
+        if found.facts[what] != value:
+            report.say(f"{what} was {found.facts[what]}, is {value}: the last bits may differ from an uninterrupted run's")
+    return found
+
+
+def begin(run: Run, out: Path, found: state.Checkpoint | None) -> Metrics:
+    """Take up `found`; returns the metrics, cut back to where the run goes on. Raises DiskFull if what is to come does not fit."""
     if found:
-        _same(found[0], run.recipe)
-        run.restore(found[0])
-        run.report.say(f"resumed at step {run.step} from {found[0].folder}")
-        here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        for what, value in here.items():
-            if found[0].facts[what] != value:
-                run.report.say(f"{what} was {found[0].facts[what]}, is {value}: the last bits may differ from an uninterrupted run's")
-    elif resume:
-        run.report.say(f"{out} holds no whole checkpoint: starting from the beginning")
-    kept = sum(sum(c.sizes.values()) for c in found)
+        run.restore(found)
+        run.report.say(f"resumed at step {run.step} from {found.folder}")
+    kept = sum(sum(c.sizes.values()) for c in state.complete(out))
     state.check_space(out, max(run.checkpoint_bytes() * (run.recipe.keep + 1) - kept, 0))
     checkpoint.write_atomically(out / "recipe.yaml", to_yaml(run.recipe).encode())
     return Metrics(out / "metrics.jsonl", upto=run.step if found else -1)
 
 
 def _same(found: state.Checkpoint, recipe: Recipe) -> None:
+    """Nothing that steers a run may change, but for its end: while the learning rate is flat before and after the change, the
+    number of steps and the decay are still to be chosen."""
     before, now = _flat(found.facts["recipe"]), _flat(_steering(recipe))
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if {*differing} <= {"steps", "optimizer.decay", "optimizer.warmup"} and all(_flat_at(found.step, r) for r in (before, now)):
+        return
     if differing:
         said = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing[:5])
-        raise state.BadCheckpoint(f"{found.folder} is another recipe's run: {said}; set it back, or start anew with --init and another --out")
+        raise state.BadCheckpoint(f"{found.folder} is another recipe's run: {said}; set it back, or choose another --out")
+
+
+def _flat_at(step: int, recipe: dict[str, Any]) -> bool:
+    steps, warmup, decay = (recipe[key] for key in ("steps", "optimizer.warmup", "optimizer.decay"))
+    return warmup * steps <= step < (1 - decay) * steps
 
 
 def _steering(recipe: Recipe) -> dict[str, Any]:
@@ -75,7 +89,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 def facts(run: Run) -> dict[str, Any]:
     """What a checkpoint remembers beside its tensors. The data's position is the step."""
     return {
-        "recipe": _steering(run.recipe), "phases": list(run.phases), "skipped": run.skipped, "in_a_row": run.in_a_row,
+        "recipe": _steering(run.recipe), "init": run.init, "phases": list(run.phases), "skipped": run.skipped, "in_a_row": run.in_a_row,
         "seconds": run.seconds, "validation": run.validation, "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ a byte. Which checkpoint is the latest is computed from what is whole, never sto
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -96,7 +97,7 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], facts
         _sync_folder(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"the disk filled while {final} was written ({needed} bytes); free some space and resume") from error
         raise
     for old in complete(run)[keep:]:
@@ -108,7 +109,9 @@ def check_space(folder: Path, needed: int) -> None:
     """Raises DiskFull if `folder`'s disk has fewer than `needed` bytes and a little slack."""
     free = shutil.disk_usage(folder).free
     if free < needed + _SLACK:
-        raise DiskFull(f"{folder}: a checkpoint needs {needed + _SLACK} bytes, {free} are free; free {needed + _SLACK - free} more and resume")
+        raise DiskFull(
+            f"{folder}: checkpoints need {needed + _SLACK} bytes, {free} are free; free {needed + _SLACK - free} more and resume"
+        )
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -219,7 +222,8 @@ def locked(run: Path) -> Iterator[None]:
             who = json.loads(holder.read_text())
         except (OSError, ValueError):
             who = {}
-        raise Locked(f"{run} is being trained by process {who.get('pid', '?')} on {who.get('host', '?')}; wait for it, or use another --out") from None
+        named = f"process {who.get('pid', '?')} on {who.get('host', '?')}"
+        raise Locked(f"{run} is being trained by {named}; wait for it, or choose another --out") from None
     try:
         holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield

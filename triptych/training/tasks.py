@@ -38,27 +38,34 @@ class GeneratorTask:
     ) -> None:  # fmt: skip
         missing = {"text_encoder", "decoder", "process"} - neighbours.keys()
         if missing:
-            raise ValueError(f"a generator is trained between a text encoder and a decoder, by a process; missing: {', '.join(sorted(missing))}")
+            raise ValueError(
+                f"a generator is trained between a text encoder and a decoder, by a process; it lacks {', '.join(sorted(missing))}"
+            )
         self.network = panel
         self.text_encoder: TextEncoder = neighbours["text_encoder"]
         self.decoder: Decoder = neighbours["decoder"]
         self.process: Process = neighbours["process"]
         role = getattr(panel, "role", "")
         if role != self.process.drives:
-            raise ValueError(f"{type(self.process).__name__} drives a network of role {self.process.drives!r}, {type(panel).__name__} is {role!r}")
+            drives = f"{type(self.process).__name__} drives a network of role {self.process.drives!r}"
+            raise ValueError(f"{drives}, {type(panel).__name__} is {role!r}")
         self.dropout, self.trains_text, self.vocabulary_texts = dropout, train_text_encoder, vocabulary_texts
         self.how = self.process.Sampling(**(sampling or {}))
         self.modules = nn.ModuleDict({"generator": panel})
         if train_text_encoder:
             self.modules["text_encoder"] = self.text_encoder  # type: ignore[assignment]
         self.aux = self.process.prepare(panel)
-        self.modules.update(self.aux)
+        self.modules.update(dict(self.aux.items()))
         self._latents, self._texts = _Kept(cache), _Kept(cache)
 
     def prepare_data(self, dataset: Any) -> None:
         """A text encoder made new learns its vocabulary from the texts at hand."""
         if not getattr(self.text_encoder, "has_vocabulary", True):
             self.text_encoder.learn_vocabulary(dataset.texts(self.vocabulary_texts))  # type: ignore[attr-defined]
+
+    def compiles(self) -> list[nn.Module]:
+        """A stack is compiled block by block: one block's code serves all of them, and compiling takes seconds, not minutes."""
+        return list(getattr(self.network, "blocks", [])) or [self.network]
 
     def panels(self) -> dict[str, nn.Module]:
         return {place: self.modules[place] for place in ("text_encoder", "generator") if place in self.modules}
@@ -96,11 +103,11 @@ class GeneratorTask:
         if not prompts:
             return None
         rng = Rng.of_seeds(range(len(prompts)))
-        device = next(self.network.parameters()).device
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         cond = self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng).to(device)
         null = self.text_encoder.null(prompts).to(device)
         start = Start(shape=self.decoder.latent.shape)
-        return self.decoder.decode(sample(self.process, self.network, cond, null, self.how, start, rng), cond, rng=rng)
+        return self.decoder.decode(sample(self.process, self.network, cond, null, self.how, start, rng), cond, rng=rng.child("decoder"))
 
     # --- what the neighbours say ---------------------------------------------------------------------------------------
 
@@ -110,7 +117,7 @@ class GeneratorTask:
             raise ValueError("a generator learns from pictures with words; this data has texts alone (data.size = 0?)")
         images = batch.images_BCHW
         with torch.no_grad():
-            z = self._latents.rows(batch.keys, len(images), lambda rows: self.decoder.encode(images[rows]).float(), torch.cat)
+            z = self._latents.rows(batch.keys, len(images), lambda rows: _float(self.decoder.encode(images[rows])), torch.cat)
 
         def said(rows: slice) -> Condition:
             return self.text_encoder.encode(batch.prompts[rows], encode_image=self.decoder.encode, rng=rng.rows(rows))
@@ -143,6 +150,11 @@ class _Kept:
         while len(self._rows) > self.room:
             self._rows.popitem(last=False)
         return join(parts)
+
+
+def _float(z: Tensor) -> Tensor:
+    """float32, except tokens, which stay integers."""
+    return z.float() if z.is_floating_point() else z
 
 
 def _says_more(prompt: Prompt) -> bool:
