@@ -17,7 +17,7 @@ from triptych.generators.dit import Config
 
 __all__ = ["config_from_diffusers", "tensors_from_diffusers"]
 
-_KINDS = {"DiTTransformer2DModel": "block", "PixArtTransformer2DModel": "single"}
+_KINDS = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
 _NEEDED = {
     "activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False, "use_additional_conditions": False,
 }  # fmt: skip
@@ -35,11 +35,11 @@ def config_from_diffusers(theirs: Mapping[str, Any]) -> tuple[Config, LatentSpac
         if theirs.get(name, value) not in (value, None):
             raise ValueError(f"{kind} with {name} = {theirs[name]!r} cannot be read: only {value!r} can")
     paper = kind.startswith("DiT")
+    heads = theirs["num_attention_heads"]
     config = Config(
-        width=theirs["num_attention_heads"] * theirs["attention_head_dim"], depth=theirs["num_layers"],
-        num_heads=theirs["num_attention_heads"], patch_size=theirs["patch_size"], mlp_ratio=4.0, norm="layer", mlp="gelu", position="sincos",
-        modulation=_KINDS[kind], text="none" if paper else "cross", qk_norm=False, bias=True,  # type: ignore[arg-type]
-        learn_sigma=(theirs["out_channels"] or channels) == 2 * channels,
+        width=heads * theirs["attention_head_dim"], depth=theirs["num_layers"], num_heads=heads, patch_size=theirs["patch_size"],
+        mlp_ratio=4.0, norm="layer", mlp="gelu", position="sincos", modulation="block" if paper else "single",
+        text="none" if paper else "cross", qk_norm=False, bias=True, learn_sigma=(theirs["out_channels"] or channels) == 2 * channels,
     )  # fmt: skip
     said = ConditionSpec(num_labels=theirs["num_embeds_ada_norm"]) if paper else ConditionSpec(width=theirs["caption_channels"])
     return config, LatentSpace(kind="image", shape=(channels, size, size)), said
@@ -54,7 +54,8 @@ def tensors_from_diffusers(theirs: Mapping[str, Tensor], config: Config) -> dict
     def stacked(*names: str, blocks: Sequence[int] = range(config.depth)) -> Tensor:
         return torch.cat([theirs[f"transformer_blocks.{i}.{name}"] for i in blocks for name in names])
 
-    ours: dict[str, Tensor] = {"patch_in.weight": theirs["pos_embed.proj.weight"].flatten(1), "patch_in.bias": theirs["pos_embed.proj.bias"]}
+    patch = "pos_embed.proj"
+    ours = {"patch_in.weight": theirs[f"{patch}.weight"].flatten(1), "patch_in.bias": theirs[f"{patch}.bias"]}
     copies = {"patch_out": "proj_out"}
     if config.modulation == "block":
         shared = "transformer_blocks.0.norm1.emb"

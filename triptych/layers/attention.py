@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
         self, x_BLD: Tensor, rope_2Ld: Tensor | None = None, extra: tuple[Tensor, Tensor] | None = None, mask_B11K: Tensor | None = None
     ) -> Tensor:
         """extra: keys and values [B, N, M, d] that stand before the image's own.  mask: bool, True = may be heard."""
-        q, k, v = rearrange(self.qkv(x_BLD), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
+        q, k, v = (rearrange(part, "b l (n d) -> b n l d", n=self.num_heads) for part in self.qkv(x_BLD).chunk(3, dim=-1))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope_2Ld is not None:
             q, k = rotate(q, rope_2Ld), rotate(k, rope_2Ld)
