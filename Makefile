@@ -44,7 +44,7 @@ check: $(VENV)/.installed-dev
 	@echo "make: ruff"
 	@$(BIN)/python -m ruff check .
 	@echo "make: pyright"
-	@$(BIN)/python -m pyright
+	@$(BIN)/python -m pyright --pythonpath $(BIN)/python
 	@echo "make: sizes, imports, documents"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py
 

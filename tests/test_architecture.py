@@ -48,6 +48,8 @@ SIDEWAYS = {
 }
 # Names become modules here and nowhere else: the lazy front door, the catalog of families, the recipes, the sources of data.
 DYNAMIC_IMPORTS = {"__init__.py", "catalog.py", "recipes/__init__.py", "data/__init__.py"}
+# The only statements that act when a module is imported: declarations in the shape of a call.
+DECLARATIONS = {("app/cli.py", "app.add_typer")}
 LONGEST = 400
 LONGER = {"contracts.py": 500}  # all joints in one file, the first that anybody reads; half of it is docstrings
 
@@ -191,7 +193,8 @@ def test_modules_define_and_do_not_act(path: Path) -> None:
     wrong = []
     for node in tree_of(path).body:
         acts = isinstance(node, (ast.For, ast.While, ast.With)) or (isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant))
-        if acts:
+        said = spelled(node.value.func) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else ""
+        if acts and (name_of(path), said) not in DECLARATIONS:
             wrong.append(f"{name_of(path)}:{node.lineno} works at import")
     wrong += [f"{name_of(path)}:{n.lineno} `global`" for n in ast.walk(tree_of(path)) if isinstance(n, ast.Global)]
     assert not wrong, "\n".join(wrong)
@@ -289,7 +292,7 @@ def test_modules_say_what_they_are(path: Path) -> None:
 FAMILIES = [(kind, name) for kind in catalog.KINDS for name in catalog.names(kind)]
 
 
-@pytest.mark.parametrize(("kind", "name"), FAMILIES, ids="/".join)
+@pytest.mark.parametrize(("kind", "name"), FAMILIES, ids=["/".join(f) for f in FAMILIES])
 def test_family_file(kind: str, name: str) -> None:
     module = importlib.import_module(f"triptych.{kind}.{name}")
     assert module.__doc__
@@ -301,7 +304,10 @@ def test_family_file(kind: str, name: str) -> None:
     assert all(isinstance(task, type) for task in getattr(module, "TASKS", {}).values())
 
 
-@pytest.mark.parametrize(("kind", "name"), [f for f in FAMILIES if f[0] in ("generators", "decoders")], ids="/".join)
+BUILDABLE = [(kind, name) for kind, name in FAMILIES if kind in ("generators", "decoders")]  # from a Config and plain neighbours
+
+
+@pytest.mark.parametrize(("kind", "name"), BUILDABLE, ids=["/".join(f) for f in BUILDABLE])
 def test_every_size_can_be_built(kind: str, name: str) -> None:
     """On the meta device: shapes only, no memory, so the published sizes too."""
     import torch

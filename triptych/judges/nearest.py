@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..contracts import Prompt
 
-__all__ = ["Config", "NearestPicture", "SIZES", "copier", "thumbnails", "wilson"]
+__all__ = ["NearestPicture", "Config", "SIZES", "copier", "thumbnails", "wilson"]
 
 
 @dataclass(frozen=True, kw_only=True)
