@@ -29,8 +29,8 @@ from triptych.pipeline import TextToImage
 
 EYES = [  # never chosen by their result; the last half of it is held out or composed
     "smiling cat with heart-eyes", "red apple", "花痴的猫", "火箭", "a blue circle left of a red square", "三个绿色的三角形",
-    "grinning face", "fire engine", "熊猫脸", "flag: Japan", "pizza", "蝴蝶", "soccer ball", "crown", "雪人", "eyes", "kiss mark", "蘑菇", "key", "bell",
-    "向日葵", "rainbow", "guitar", "tropical fish",
+    "grinning face", "fire engine", "熊猫脸", "flag: Japan", "pizza", "蝴蝶", "soccer ball", "crown", "雪人", "eyes", "kiss mark", "蘑菇",
+    "key", "bell", "向日葵", "rainbow", "guitar", "tropical fish",
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def as_images(pictures_NHWC: torch.Tensor) -> torch.Tensor:
 
 
 def from_pil(images: list[Image.Image]) -> torch.Tensor:
-    return torch.stack([as_images(torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).view(1, i.height, i.width, 3))[0] for i in images])
+    return as_images(torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).view(i.height, i.width, 3) for i in images]))
 
 
 def draw(model: TextToImage, prompts: list[Prompt], seed: int, args: argparse.Namespace) -> torch.Tensor:
@@ -117,13 +117,15 @@ def main() -> None:
     report |= {"combinations": seen.result(), "combinations_copier": copied.result()}
     print(f"combinations: {seen.result()}\ncopier: {copied.result()}")
     close = torch.cdist(nearest.thumbnails(drawn), nearest.thumbnails(pictures[of_training])).argmin(1).tolist()
-    sheet(args.out / "combinations.png", [(emoji[i].name_en, [drawn[k], pictures[i], pictures[of_training[close[k]]]]) for k, i in enumerate(held[:36])], 6)
+    beside = [[drawn[k], pictures[i], pictures[of_training[close[k]]]] for k, i in enumerate(held)]
+    sheet(args.out / "combinations.png", [(emoji[i].name_en, beside[k]) for k, i in enumerate(held[:36])], 6)
 
     # Two objects: both colours and the order.
+    palette = {name: rgb for name, (rgb, _) in scenes.COLORS.items()}
     for held_out in (False, True):
         prompts = scenes.two_object_prompts(args.scenes // 2, held_out=held_out, seed=args.seed)
-        reader = scene_reader.SceneReader(scene_reader.Config(), palette=scenes.COLORS)
-        ceiling = scene_reader.SceneReader(scene_reader.Config(), palette=scenes.COLORS)
+        reader = scene_reader.SceneReader(scene_reader.Config(), palette=palette)
+        ceiling = scene_reader.SceneReader(scene_reader.Config(), palette=palette)
         drawn = draw(model, prompts, args.seed, args)
         reader.add(drawn, prompts)
         ceiling.add(torch.cat([as_images(torch.as_tensor(scenes.render(p.truth, 128))[None]) for p in prompts]), prompts)
@@ -136,8 +138,10 @@ def main() -> None:
     unseen = [emoji[i].name_en for i in order if emoji[i].group == "held_out_idea" and emoji[i].single][:22]
     drawn = draw(model, [Prompt(text=text) for text in EYES + unseen], args.seed, args)
     close = torch.cdist(nearest.thumbnails(drawn), nearest.thumbnails(pictures[of_training])).argmin(1).tolist()
+    sheet(args.out / "first-light.png", [(text, [drawn[k]]) for k, text in enumerate(EYES[:12])], 6, 128)
     sheet(args.out / "by-eye.png", [(text, [drawn[k]]) for k, text in enumerate(EYES)], 8, 96)
-    sheet(args.out / "never-seen.png", [(text, [drawn[len(EYES) + k], pictures[of_training[close[len(EYES) + k]]]]) for k, text in enumerate(unseen)], 6)
+    rows = [(text, [drawn[k], pictures[of_training[close[k]]]]) for k, text in enumerate(unseen, start=len(EYES))]
+    sheet(args.out / "never-seen.png", rows, 6)
 
     report["minutes"] = round((time.time() - started) / 60, 2)
     (args.out / "emoji.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
