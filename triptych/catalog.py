@@ -18,11 +18,11 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
-__all__ = ["KINDS", "build", "configure", "family", "find", "names", "register"]
+__all__ = ["KINDS", "build", "configure", "family", "find", "names", "nearest", "register"]
 
 KINDS = ("text_encoders", "generators", "decoders", "vision", "processes", "judges")
 
@@ -55,7 +55,7 @@ def find(kind: str, name: str) -> ModuleType:
     if (kind, name) in _outside:
         return _outside[kind, name]
     if name not in _inside(kind):
-        raise ValueError(f"no {kind} called {name!r}; {_nearest(name, names(kind))}")
+        raise ValueError(f"no {kind} called {name!r}; {nearest(name, names(kind))}")
     return importlib.import_module(f"triptych.{kind}.{name}")
 
 
@@ -76,12 +76,12 @@ def configure(kind: str, name: str, size: str | None = None, overrides: Mapping[
     elif size in module.SIZES:
         base = module.SIZES[size]
     else:
-        raise ValueError(f"{name} has no size {size!r}; {_nearest(size, list(module.SIZES))}")
+        raise ValueError(f"{name} has no size {size!r}; {nearest(size, list(module.SIZES))}")
     overrides = dict(overrides or {})
     known = {f.name for f in dataclasses.fields(base)}
     for key in overrides:
         if key not in known:
-            raise ValueError(f"{name}.Config has no field {key!r}; {_nearest(key, sorted(known))}")
+            raise ValueError(f"{name}.Config has no field {key!r}; {nearest(key, sorted(known))}")
     if not overrides:
         return base
     from pydantic import TypeAdapter, ValidationError  # only a changed configuration needs checking
@@ -104,7 +104,8 @@ def build(kind: str, name: str, config: Any = None, *, size: str | None = None, 
 
 def _inside(kind: str) -> list[str]:
     package = importlib.import_module(f"triptych.{kind}")
-    return [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_") and module.name not in _PARTS]
+    found = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return [name for name in found if not name.startswith("_") and name not in _PARTS]
 
 
 _PARTS = {"noise", "solvers", "guidance"}  # files of processes/ that families are made of, not families
@@ -112,9 +113,10 @@ _PARTS = {"noise", "solvers", "guidance"}  # files of processes/ that families a
 
 def _known_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise ValueError(f"no kind {kind!r}; {_nearest(kind, list(KINDS))}")
+        raise ValueError(f"no kind {kind!r}; {nearest(kind, list(KINDS))}")
 
 
-def _nearest(wrong: str, right: list[str]) -> str:
+def nearest(wrong: str, right: Collection[str]) -> str:
+    """How every error about a name ends: the nearest right one, and all there are."""
     close = difflib.get_close_matches(wrong, right, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(right) or 'none'}"

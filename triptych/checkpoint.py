@@ -12,13 +12,13 @@ are joined, in `pipeline.py`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def save_panel(
     described: dict[str, Any] = {"kind": kind, "family": name, "config": _plain(config)}
     if process is not None:
         described["process"] = dict(process)
-    assets = module.assets() if hasattr(module, "assets") else {}
+    assets: dict[str, bytes] = module.assets() if hasattr(module, "assets") else {}  # type: ignore[operator]
     files = {"config.json": _json(described), "model.safetensors": save(tensors, metadata={"format": "pt"}), **assets}
     fingerprint = _fingerprint(files)
     parameters = sum(p.numel() for p in module.parameters())
@@ -123,7 +123,7 @@ def export_model(folder: Path, *, name: str, sampling: Mapping[str, Any], panels
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else dict(config)
+    return dataclasses.asdict(config)
 
 
 def _json(value: Any) -> bytes:
@@ -152,15 +152,16 @@ def locate(model: str | Path) -> Path:
     path = Path(model)
     if path.is_dir():
         return path
-    close = difflib.get_close_matches(str(model), embedded(), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"no model {str(model)!r}: neither a folder nor embedded; {hint}embedded are: {', '.join(embedded()) or 'none'}")
+    raise ValueError(f"no model {str(model)!r}: neither a folder nor embedded; {catalog.nearest(str(model), embedded())}")
 
 
 def load_model_file(model: str | Path) -> dict[str, Any]:
     """`triptych.json` of a model, {} where the folder holds single panels only."""
     path = locate(model) / "triptych.json"
-    return _read_json(path) if path.exists() else {}
+    described = _read_json(path) if path.exists() else {}
+    if not isinstance(described.get("sampling", {}), dict):
+        raise ValueError(f"{path}: 'sampling' is no object of settings")
+    return described
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a description has at most {_LARGEST_JSON}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # broken, not UTF-8, numbers or nesting without end
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected an object")
@@ -186,7 +187,17 @@ def load_config(model: str | Path, place: str) -> tuple[str, Any, dict[str, Any]
     family, fields = described.get("family"), described.get("config")
     if not isinstance(family, str) or not isinstance(fields, dict):
         raise ValueError(f"{folder / 'config.json'} lacks 'family' or 'config'")
-    return family, catalog.configure(PLACES[place], family, None, fields), described
+    with _blaming(folder / "config.json"):
+        return family, catalog.configure(PLACES[place], family, None, fields), described
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """What cannot be built from a file's values is that file's fault, whatever broke on them: a ValueError that names it."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
@@ -234,9 +245,12 @@ def load_panel(model: str | Path, place: str, **neighbours: Any) -> Any:
     if place == "text_encoder":
         names = {"config.json", "model.safetensors", "card.json"}
         neighbours = {"assets": {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in names}, **neighbours}
-    module = catalog.build(PLACES[place], family, config, **neighbours)
+    with _blaming(folder):
+        module = catalog.build(PLACES[place], family, config, **neighbours)
     fill(module, tensors, str(folder / "model.safetensors"))
     module.card = _read_json(folder / "card.json")
+    if not isinstance(module.card.get("neighbours", {}), dict):
+        raise ValueError(f"{folder / 'card.json'}: 'neighbours' is no object of fingerprints")
     return module.eval().requires_grad_(False)
 
 
@@ -257,9 +271,11 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> 
 def load_process(model: str | Path) -> Any:
     """The process that a model's generator was trained with."""
     described = load_config(model, "generator")[2].get("process")
-    if not isinstance(described, dict) or not isinstance(described.get("family"), str):
-        raise ValueError(f"{locate(model) / 'generator' / 'config.json'} names no process")
-    return catalog.build("processes", described["family"], described.get("config") or {})
+    path = locate(model) / "generator" / "config.json"
+    if not isinstance(described, dict) or not isinstance(described.get("family"), str) or not isinstance(described.get("config"), dict):
+        raise ValueError(f"{path} names no process with its config")
+    with _blaming(path):
+        return catalog.build("processes", described["family"], described["config"])
 
 
 def describe_latent(latent: LatentSpace) -> str:

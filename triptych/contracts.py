@@ -103,7 +103,8 @@ class Condition:
 
     def to(self, *args: Any, **kwargs: Any) -> Condition:
         """`Tensor.to` for every port; a dtype reaches the floating ports only."""
-        return self._map(lambda p: p.to(*args, **kwargs) if p.is_floating_point() else p.to(*_devices(args), **_device(kwargs)))
+        where, how = [a for a in args if not isinstance(a, torch.dtype)], {k: v for k, v in kwargs.items() if k != "dtype"}
+        return self._map(lambda p: p.to(*args, **kwargs) if p.is_floating_point() else p.to(*where, **how))
 
     def cat(self, others: Sequence[Condition]) -> Condition:
         """Rows below rows. Sequences of unequal length are padded at the end and masked out.
@@ -125,14 +126,6 @@ class Condition:
             if a is not None:
                 swapped[name] = torch.where(keep_B.view(-1, *[1] * (a.ndim - 1)).to(a.device), a, b.to(a.dtype))
         return replace(mine, **swapped)
-
-
-def _devices(args: tuple) -> tuple:
-    return tuple(a for a in args if not isinstance(a, torch.dtype))
-
-
-def _device(kwargs: dict) -> dict:
-    return {k: v for k, v in kwargs.items() if k != "dtype"}
 
 
 def _aligned(parts: Sequence[Condition]) -> list[Condition]:
@@ -163,7 +156,9 @@ class TextEncoder(Protocol):
 
     gives: ConditionSpec
 
-    def encode(self, prompts: Sequence[Prompt], *, encode_image: Callable[[Tensor], Tensor] | None = None, rng: Rng | None = None) -> Condition:
+    def encode(
+        self, prompts: Sequence[Prompt], *, encode_image: Callable[[Tensor], Tensor] | None = None, rng: Rng | None = None
+    ) -> Condition:
         """What the prompts say. `encode_image` is the decoder's, for ports that hold latents."""
         ...
 
@@ -176,12 +171,14 @@ class TextEncoder(Protocol):
 
 
 class Codebook(Protocol):
-    """A quantizer's inner side, as autoregressive generators need it. A multi-scale one also accumulates (VAR, Infinity)."""
+    """A quantizer's inner side: int64 [B, ...] to float [B, width, ...]. A multi-scale one also accumulates (VAR, Infinity)."""
+
+    width: int
 
     def lookup(self, tokens: Tensor) -> Tensor: ...
 
     def accumulate(self, sum_BCHW: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Add scale k's tokens to the running sum; returns the sum and the next scale's input."""
+        """Add scale k's tokens [B, l] to the sum (at first zeros, of the last scale's side); returns it and the next scale's input."""
         ...
 
 
@@ -222,6 +219,8 @@ class Decoder(Protocol):
 
     latent: LatentSpace
     Sampling: type
+    image_size: int  # side of the decoded picture
+    config: Any
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Image in [-1, 1] to standardised latents. Deterministic. Pictures larger than needed are averaged down."""
@@ -262,13 +261,15 @@ class Rng:
     def rows(self, index: Any) -> Rng:
         return Rng(self.keys_B[index])
 
+    def child(self, name: str | int) -> Rng:
+        """Keys of its own for a part that draws under the same streams: a decoder that samples, a second turn of one phase."""
+        return Rng(torch.tensor([_hash63(key, "child", name) for key in self.keys_B.tolist()], dtype=torch.int64))
+
     def _each(self, stream: str, steps: int | Sequence[int], draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         keys = self.keys_B.tolist()
         every = [steps] * len(keys) if isinstance(steps, int) else list(steps)
-        generator, rows = torch.Generator(), []
-        for key, step in zip(keys, every, strict=True):
-            rows.append(draw(generator.manual_seed(_hash63(key, stream, int(step)))))
-        return torch.stack(rows)
+        g = torch.Generator()
+        return torch.stack([draw(g.manual_seed(_hash63(key, stream, int(step)))) for key, step in zip(keys, every, strict=True)])
 
     def normal(self, stream: str, shape: Sequence[int], step: int | Sequence[int] = 0) -> Tensor:
         """Unit-normal float32 [B, *shape]; `step` may be one number or one a row."""
@@ -302,18 +303,26 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class TokenModel(Protocol):
-    """role = "tokens". Logits at every position, a text prefix included where the process put one."""
+    """role = "tokens". Logits at every position, a text prefix included where the process put one.
+
+    `inputs`: ids, or (VAR) what the codebook accumulated. `cache`: a dict of tensors, batch first, as State.extra keeps them; the
+    call replaces its entries, and changes no tensor in place.
+    """
 
     role: str
+    latent: LatentSpace
+    condition: ConditionSpec
 
     def __call__(self, inputs: Tensor, cond: Condition, cache: Any = None) -> Tensor: ...
 
 
 @runtime_checkable
 class OneShot(Protocol):
-    """role = "oneshot": noise to latents in one pass."""
+    """role = "oneshot": noise [B, *noise_shape], which need not have the latents' shape, to latents in one pass."""
 
     role: str
+    noise_shape: tuple[int, ...]
+    latent: LatentSpace
 
     def __call__(self, noise: Tensor, cond: Condition) -> Tensor: ...
 
@@ -380,6 +389,13 @@ class State:
             null=self.null.rows(index), rng=self.rng.rows(index), extra={k: v[index] for k, v in self.extra.items()},
         )  # fmt: skip
 
+    def put(self, where_B: Tensor, part: State) -> State:
+        """This state with the rows of `where_B` as in `part`: a step of some rows. Conditions and keys are the same in both."""
+        at = where_B.nonzero().flatten()
+        extra = {k: v.index_copy(0, at.to(v.device), part.extra[k]) for k, v in self.extra.items()}
+        x, index_B = self.x.index_copy(0, at.to(self.x.device), part.x), self.index_B.index_copy(0, at, part.index_B)
+        return replace(self, x=x, index_B=index_B, extra=extra)
+
     def cat(self, others: Sequence[State]) -> State:
         parts = [self, *others]
         return State(
@@ -406,13 +422,15 @@ class Process(Protocol):
 
     A denoiser's process also has `clock(t)`, time in the network's unit, and `corrupt(x0, t, eps) -> x_t`. One that can measure
     held-out rows on draws that never change has `validate(network, batch, rng) -> {name: value_B}`.
-
-    A phase named like a module of `prepare` trains that module; every other phase trains the network.
+    What it must know of the neighbours (scales, codebook, vocabularies, shapes) it reads from the network, which keeps the
+    `latent` and `condition` that it was built with. A phase named like a module of `prepare` trains that module; every other
+    phase trains the network. A phase that comes twice in a plan draws anew: its second turn has other keys in `rng`.
     """
 
     drives: str
     Sampling: type
     abilities: frozenset[str]
+    config: Any
 
     def prepare(self, network: nn.Module, teacher: nn.Module | None = None) -> nn.ModuleDict:
         """Make what training needs beside the network: a discriminator, an EMA target. A teacher is named, not saved."""
@@ -427,9 +445,7 @@ class Process(Protocol):
         ...
 
     def after_step(self, network: nn.Module, phase: str, step: int) -> None: ...
-
     def begin(self, network: nn.Module, cond: Condition, null: Condition, how: Any, start: Start, rng: Rng) -> State: ...
-
     def step(self, network: nn.Module, state: State) -> State:
         """One evaluation for all rows, wherever each of them is. Rows that are done do not change."""
         ...
@@ -457,22 +473,16 @@ class Task(Protocol):
 
     modules: all that learns or changes, by place; saved and restored together. Frozen neighbours are not among them.
     panels: what is exported at the end, by place in the model's folder ("generator", "text_encoder", ...).
+    trainable: named as in `modules.named_parameters()`.
     """
 
     modules: nn.ModuleDict
 
     def panels(self) -> dict[str, nn.Module]: ...
-
     def plan(self, step: int) -> tuple[str, ...]: ...
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        """Named as in `modules.named_parameters()`."""
-        ...
-
+    def trainable(self, phase: str) -> dict[str, nn.Parameter]: ...
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]: ...
-
     def after_step(self, phase: str, step: int) -> None: ...
-
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Held-out measures, one value a row, on draws that never change. `"loss"` is the one to watch."""
         ...

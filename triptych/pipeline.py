@@ -10,8 +10,7 @@ this text encoder and for this latent space.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,20 @@ Preview = Callable[[], list[Image.Image]]
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Panel 2: a network and the process that trained it and draws with it; a guide is a Critic kept beside them."""
+    """Panel 2: a network and the process that trained it and draws with it; a guide is a Critic kept beside them.
+
+    Raises ValueError if the process drives a network of another role.
+    """
 
     network: nn.Module
     process: Process
     guide: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        role = getattr(self.network, "role", "")
+        if role != self.process.drives:
+            drives = f"{type(self.process).__name__} drives a network of role {self.process.drives!r}"
+            raise ValueError(f"{drives}, {type(self.network).__name__} is {role!r}")
 
 
 class TextToImage:
@@ -90,7 +98,8 @@ class TextToImage:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.generator.network.parameters())).device
+        panels = (self.generator.network, self.text_encoder, self.decoder)  # a prior or an identity has no parameters
+        return next((p.device for panel in panels if isinstance(panel, nn.Module) for p in panel.parameters()), torch.device("cpu"))
 
     # -- drawing ---------------------------------------------------------------------------------------------------------
 
@@ -102,6 +111,7 @@ class TextToImage:
         noise: Tensor | None = None,
         negative: Sequence[str] | str | None = None,
         size: tuple[int, int] | None = None,
+        decoder: Mapping[str, Any] | None = None,
         exact: bool = False,
         on_step: Callable[[int, int, Preview], None] | None = None,
         batch_size: int = 16,
@@ -113,15 +123,18 @@ class TextToImage:
         most 2/255 on 99.9 % of pixels; with `exact`, where every picture is drawn alone, to the last bit.
         noise: unit-normal start [B, *latent shape] instead of the seeds'; it fixes the size.
         negative: what the unconditional branch hears.  size: (H, W) asked of the decoder.
+        decoder: settings of the decoder's own Sampling, where it has any (a cascade's or unCLIP's steps).
         sampling: steps, guidance, sampler...: the fields of `model.generator.process.Sampling`.
         on_step(done, total, preview): after each evaluation; `preview()` decodes what stands there now.
         Raises ValueError for unknown settings, or counts of prompts, seeds, noise, negatives that do not meet.
         """
         said = [Prompt.of(p) for p in ([prompts] if isinstance(prompts, (str, int, Prompt)) else prompts)]
         how = self.settings(**sampling)
-        decode_how = self._decoder_settings(size)
+        decode_how = self._decoder_settings(size, decoder or {})
         seeds = list(range(len(said))) if seeds is None else list(seeds)
         against = _as_many(negative, len(said))
+        if against and "negative" not in self.generator.process.abilities:
+            raise ValueError(f"{type(self.generator.process).__name__} hears no negative prompt: leave it out, or take a model that does")
         for what, many in (("seeds", len(seeds)), ("rows of noise", len(said) if noise is None else len(noise))):
             if many != len(said):
                 raise ValueError(f"{len(said)} prompts, but {many} {what}: give one a picture")
@@ -130,7 +143,8 @@ class TextToImage:
         for first in range(0, len(said), chunk):
             rows = slice(first, first + chunk)
             rng = Rng.of_seeds(seeds[rows])
-            z, cond = self._latents(said[rows], against and against[rows], how, None if noise is None else noise[rows], rng, on_step, decode_how)
+            started = None if noise is None else noise[rows]
+            z, cond = self._latents(said[rows], against and against[rows], how, started, rng, on_step, decode_how)
             images += self._decode(z, cond, decode_how, rng)
         return images
 
@@ -142,22 +156,18 @@ class TextToImage:
 
     def settings(self, **sampling: Any) -> Any:
         """The process's Sampling: this model's defaults, then what is asked. Raises ValueError for a setting it does not have."""
-        fields = {f.name for f in dataclasses.fields(self.generator.process.Sampling)}
-        for name in sampling:
-            if name not in fields:
-                close = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise ValueError(f"{type(self.generator.process).__name__} has no setting {name!r}; {hint}there are: {', '.join(sorted(fields))}")
+        _known_settings(self.generator.process, sampling)
         asked = {k: v for k, v in sampling.items() if v is not None}
         return self.generator.process.Sampling(**{**self.sampling, **asked})
 
-    def _decoder_settings(self, size: tuple[int, int] | None) -> Any:
-        fields = {f.name for f in dataclasses.fields(self.decoder.Sampling)}
+    def _decoder_settings(self, size: tuple[int, int] | None, asked: Mapping[str, Any]) -> Any:
+        panel, fields = self.decoder, {f.name for f in dataclasses.fields(self.decoder.Sampling)}
+        _known_settings(panel, asked)
         if size is None:
-            return self.decoder.Sampling()
+            return panel.Sampling(**asked)
         if size[0] != size[1] or "size" not in fields:
-            raise ValueError(f"{type(self.decoder).__name__} draws {self.decoder.image_size}x{self.decoder.image_size}, not {size[1]}x{size[0]}")
-        return self.decoder.Sampling(size=size[0])
+            raise ValueError(f"{type(panel).__name__} draws {panel.image_size}x{panel.image_size}, not {size[1]}x{size[0]}")
+        return panel.Sampling(**{**asked, "size": size[0]})
 
     def _latents(
         self, prompts: Sequence[Prompt], negative: Sequence[str] | None, how: Any, noise: Tensor | None, rng: Rng,
@@ -167,7 +177,7 @@ class TextToImage:
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             cond = self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng)
             null = self.text_encoder.encode([Prompt.of(n) for n in negative]) if negative else self.text_encoder.null(prompts)
-            shape = self.decoder.latent.shape if noise is None else tuple(noise.shape[1:])
+            shape = self.decoder.latent.shape if noise is None or hasattr(network, "noise_shape") else tuple(noise.shape[1:])
             start = Start(shape=shape, noise=None if noise is None else noise.float())
 
             def report(state: State, _: Process) -> None:
@@ -184,7 +194,7 @@ class TextToImage:
 
     def _decode(self, z: Tensor, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return to_pil(self.decoder.decode(z, cond, how, rng))
+            return to_pil(self.decoder.decode(z, cond, how, rng.child("decoder")))  # panel 2 draws under the same stream names
 
     # -- keeping ---------------------------------------------------------------------------------------------------------
 
@@ -192,8 +202,8 @@ class TextToImage:
         """Write the whole model as a folder; weights as bf16 safetensors, with cards that name the neighbours."""
         folder, process = Path(folder), self.generator.process
         cards: dict[str, dict[str, Any]] = {}
-        panels: list[tuple[str, Any]] = [("text_encoder", self.text_encoder), ("decoder", self.decoder), ("generator", self.generator.network)]
-        for place, panel in panels:
+        panels = {"text_encoder": self.text_encoder, "decoder": self.decoder, "generator": self.generator.network}
+        for place, panel in panels.items():  # the generator last: its card names the others
             card = dict(getattr(panel, "card", {}))
             extra: dict[str, Any] = {}
             if place == "generator":
@@ -201,7 +211,8 @@ class TextToImage:
                 extra["process"] = {"family": family_name("processes", process), "config": dataclasses.asdict(process.config)}
             card.pop("fingerprint", None)
             kind = checkpoint.PLACES[place]
-            written = checkpoint.save_panel(folder / place, panel, kind=kind, name=family_name(kind, panel), config=panel.config, card=card, **extra)
+            family = family_name(kind, panel)
+            written = checkpoint.save_panel(folder / place, panel, kind=kind, name=family, config=panel.config, card=card, **extra)
             cards[place] = {"fingerprint": written}
         checkpoint.export_model(folder, name=name or self.name, sampling=self.sampling, panels={})
 
@@ -229,6 +240,14 @@ def to_pil(images_BCHW: Tensor) -> list[Image.Image]:
     """[-1, 1] to 8-bit pictures, rounded to nearest."""
     array = ((images_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(np.ascontiguousarray(row if row.shape[-1] == 3 else row[..., 0])) for row in array]
+
+
+def _known_settings(part: Any, asked: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that the part's Sampling does not have."""
+    fields = sorted(f.name for f in dataclasses.fields(part.Sampling))
+    for name in asked:
+        if name not in fields:
+            raise ValueError(f"{type(part).__name__} has no setting {name!r}; {catalog.nearest(name, fields)}")
 
 
 def _as_many(negative: Sequence[str] | str | None, many: int) -> list[str] | None:

@@ -7,13 +7,14 @@ fields. Both take `--set a.b=c`. An unknown or wrong field is an error that name
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from .catalog import nearest
 
 __all__ = ["Data", "Family", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override", "to_mapping", "to_yaml"]
 
@@ -175,8 +176,7 @@ def _child(at: Any, part: str, path: str) -> Any:
         at[part] = {}
     if not isinstance(at, dict) or part not in at:
         known = list(at) if isinstance(at, dict) else []
-        close = difflib.get_close_matches(part, known, n=1)
-        raise ValueError(f"--set {path}: no field {part!r}; " + (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(known)}")
+        raise ValueError(f"--set {path}: no field {part!r}; {nearest(part, known)}")
     return at[part]
 
 
@@ -184,9 +184,7 @@ def _explain(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         *parents, wrong = error["loc"]
-        known = _fields_at(parents)
-        close = difflib.get_close_matches(str(wrong), known, n=1)
-        return f"{path}: no such field; " + (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(known)}"
+        return f"{path}: no such field; {nearest(str(wrong), _fields_at(parents))}"
     return f"{path} = {error['input']!r}: {error['msg']}"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import data, recipe
+from ..catalog import nearest
 from . import pictures, say
 from .errors import Failure, blame
 
@@ -48,9 +48,7 @@ def _source(name: str, weight: float) -> recipe.Source:
     if name and Path(name).is_dir():
         return recipe.Source(name="folder", weight=weight, options={"path": name})
     named = [source for source in data.SOURCES if source != "folder"]
-    close = difflib.get_close_matches(name, named, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"data {name!r} is neither a folder here nor a source; {hint}sources are: {', '.join(named)}")
+    raise ValueError(f"data {name!r} is neither a folder here nor a source; {nearest(name, named)}")
 
 
 def _number(text: str) -> float | None:

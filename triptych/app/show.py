@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from .. import catalog, checkpoint, data, recipe, recipes
-from ..data.index import nearest
+from ..catalog import nearest
 from . import say
 from .errors import Failure, blame
 

@@ -33,7 +33,8 @@ def build(spec: Data, *, split: Split = "train") -> Dataset:
     import importlib
     import inspect
 
-    from .index import Dataset, nearest
+    from ..catalog import nearest
+    from .index import Dataset
 
     if split not in ("train", "held_out"):
         raise ValueError(f"no split {split!r}; there are: train, held_out")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -199,7 +199,7 @@ def _split(emoji: Sequence[Emoji], picture: dict[str, bytes]) -> tuple[Emoji, ..
 
     return tuple(
         replace(e, group=group, keywords_en=kept(e.keywords_en, group), keywords_zh=kept(e.keywords_zh, group))
-        for e in emoji for group in [groups[e.key]]
+        for e in emoji for group in [cast(Group, groups[e.key])]
     )  # fmt: skip
 
 

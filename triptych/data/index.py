@@ -8,7 +8,6 @@ batches before it were read or not.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import random
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import torch
 
 from ..contracts import Batch, Prompt
 
-__all__ = ["Dataset", "Row", "Source", "deal", "draws", "nearest", "pick", "place", "stable_hash"]
+__all__ = ["Dataset", "Row", "Source", "deal", "draws", "pick", "place", "stable_hash"]
 
 T = TypeVar("T")
 
@@ -148,8 +147,3 @@ class Dataset:
         source, key = self.sources[which], stable_hash(seed, "source", which)
         words = getattr(source, "words", None)
         return words(key, position) if words else source.row(key, position).prompt.text
-
-
-def nearest(wrong: str, right: Sequence[str]) -> str:
-    close = difflib.get_close_matches(wrong, right, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(right) or 'none'}"

@@ -21,7 +21,7 @@ from ..layers.conv import AttentionBlock, Down, ResBlock, Up
 from ..layers.fingerprint import fingerprint_tensors
 from ..layers.pixels import average_down
 
-__all__ = ["AutoencoderKL", "Config", "SIZES", "Sampling", "TASKS", "Reconstruct", "kl_to_unit_normal"]  # noqa: RUF022 - the class first
+__all__ = ["AutoencoderKL", "Config", "SIZES", "Sampling", "TASKS", "Reconstruct", "kl_to_unit_normal"]
 
 
 @dataclass(frozen=True, kw_only=True)

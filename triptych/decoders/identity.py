@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..contracts import Condition, LatentSpace, Rng
 from ..layers.pixels import average_down, pixel_space
 
-__all__ = ["Identity", "Config", "SIZES", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["Identity", "Config", "SIZES", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

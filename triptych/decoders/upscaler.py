@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..contracts import Batch, Condition, LatentSpace, Prompt, Rng
 from ..layers.pixels import average_down, pixel_space
 
-__all__ = ["Upscaler", "Config", "SIZES", "Sampling", "TASKS", "Upscale"]  # noqa: RUF022 - the class first
+__all__ = ["Upscaler", "Config", "SIZES", "Sampling", "TASKS", "Upscale"]
 
 
 @dataclass(frozen=True, kw_only=True)

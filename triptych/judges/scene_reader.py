@@ -77,4 +77,5 @@ class SceneReader:
         """right: both colours and the order; colours: both colours alone; each with n and right's 95 % interval."""
         n, right = len(self.verdicts), sum(order for _, order in self.verdicts)
         low, high = wilson(right, n)
-        return {"n": n, "right": right / max(1, n), "right_low": low, "right_high": high, "colours": sum(c for c, _ in self.verdicts) / max(1, n)}
+        colours = sum(there for there, _ in self.verdicts)
+        return {"n": n, "right": right / max(1, n), "right_low": low, "right_high": high, "colours": colours / max(1, n)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
 
+from ..catalog import nearest
 from ..recipe import Recipe
 
 __all__ = ["describe", "get", "names"]
@@ -29,8 +29,7 @@ def get(name: str) -> Recipe:
     """A shipped recipe by name. Raises ValueError with the nearest right name."""
     functions = _functions()
     if name not in functions:
-        close = difflib.get_close_matches(name, functions, n=1)
-        raise ValueError(f"no recipe {name!r}; " + (f"did you mean {close[0]!r}? " if close else "") + f"there are: {', '.join(sorted(functions))}")
+        raise ValueError(f"no recipe {name!r}; {nearest(name, sorted(functions))}")
     return functions[name]()
 
 

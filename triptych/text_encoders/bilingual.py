@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
 from . import _bpe
 
-__all__ = ["BilingualTransformer", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]  # noqa: RUF022  (the family's class stands first)
+__all__ = ["BilingualTransformer", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
 
-__all__ = ["CLIP", "Config", "Contrastive", "SIZES", "TASKS"]  # noqa: RUF022  (the family's class stands first)
+__all__ = ["CLIP", "Config", "Contrastive", "SIZES", "TASKS"]
 
 
 @dataclass(frozen=True, kw_only=True)
