@@ -28,7 +28,7 @@ from triptych.layers.attention import CrossAttention, SelfAttention
 from triptych.layers.blocks import MLP, RMSNorm, SwiGLU, modulate
 from triptych.layers.embed import patchify, rope_2d, sincos_2d, timestep_embedding, unpatchify
 
-__all__ = ["DiT", "Config", "SIZES"]  # noqa: RUF022 - the class first
+__all__ = ["DiT", "Config", "SIZES"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,17 +36,15 @@ def unpatchify(x_BLD: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return rearrange(x_BLD, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch, q=patch)
 
 
-# Tables of place depend on nothing but shapes: made once a shape, and constants to the compiler.
+# Tables of place depend on nothing but shapes: made once a shape.
 # A grid unlike the one trained on is stretched over it: the corners of the picture keep their places.
 
 
-@torch.compiler.assume_constant_result
 def sincos_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
     """Sines and cosines of column, then of row, [L, width] float32 (MAE, DiT). `width` is a multiple of 4."""
     return _sincos_2d(width, grid, trained, device)
 
 
-@torch.compiler.assume_constant_result
 def rope_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
     """Axial rotary angles as (cosines, sines), [2, L, width / 2] float32; `width`, of a head, is a multiple of 4.
 
