@@ -1,0 +1,76 @@
+"""Write the table of the embedded model into both READMEs, from its cards and from what was measured.
+
+    python scripts/measure_emoji.py && python scripts/readme_numbers.py
+
+Everything between the two `numbers` marks is replaced: no figure there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PLACES = ("text_encoder", "generator", "decoder")
+WORDS = {
+    "en": {
+        "text_encoder": "text encoder", "generator": "generator", "decoder": "decoder", "panel": "panel", "family": "family",
+        "parameters": "parameters", "size": "MB", "hours": "hours of training", "measure": "measure", "reached": "reached", "n": "N",
+        "interval": "95 % interval", "five": "among the nearest five",
+        "names_en": "nearest of all {all} pictures is the right one, English names",
+        "names_zh": "the same, Chinese names", "combinations": "held-out combinations: among the nearest five",
+        "combinations_copier": "the same for a copier of the nearest training caption",
+        "scenes_seen": "two objects: both colours, right order", "scenes_held_out": "the same, compositions never shown",
+        "note": "Trained on {hardware}. Distances are plain, between 16 x 16 RGB averages; "
+        "`scripts/measure_emoji.py` measures all of it again (seed {seed}).",
+    },
+    "zh": {
+        "text_encoder": "文本编码器", "generator": "生成器", "decoder": "解码器", "panel": "面板", "family": "家族",
+        "parameters": "参数", "size": "MB", "hours": "训练小时数", "measure": "指标", "reached": "结果", "n": "N", "interval": "95 % 区间",
+        "names_en": "在全部 {all} 张图中最近的一张就是正确的那张，英文名称", "five": "在最近的五张之内",
+        "names_zh": "同上，中文名称", "combinations": "留出的组合：在最近的五张之内",
+        "combinations_copier": "同上，只会照抄最近训练标题的程序",
+        "scenes_seen": "两个物体：两种颜色都对，次序也对", "scenes_held_out": "同上，训练中从未出现的组合",
+        "note": "训练硬件：{hardware}。距离是 16 x 16 RGB 平均图之间的普通距离；"
+        "`scripts/measure_emoji.py` 可重新测得全部数字（种子 {seed}）。",
+    },
+}  # fmt: skip
+
+
+def table(language: str) -> str:
+    w, report = WORDS[language], json.loads((ROOT / "docs/results/emoji.json").read_text())
+    folder = ROOT / "triptych/weights/emoji"
+    lines = [f"| {w['panel']} | {w['family']} | {w['parameters']} | {w['size']} | {w['hours']} |", "|---|---|---|---|---|"]
+    hardware = ""
+    for place in PLACES:
+        card, config = (json.loads((folder / place / f"{name}.json").read_text()) for name in ("card", "config"))
+        megabytes = (folder / place / "model.safetensors").stat().st_size / 1e6
+        hardware = card.get("hardware", hardware)
+        lines.append(f"| {w[place]} | `{config['family']}` | {card['parameters']:,} | {megabytes:.2f} | {card['hours']:.2f} |")
+
+    def row(label: str, key: str, measure: str = "top1") -> str:
+        found = report[key]
+        interval = f"{100 * found[measure + '_low']:.1f} - {100 * found[measure + '_high']:.1f}"
+        return f"| {label} | {100 * found[measure]:.1f} % | {interval} | {int(found['n'])} |"
+
+    lines += ["", f"| {w['measure']} | {w['reached']} | {w['interval']} | {w['n']} |", "|---|---|---|---|"]
+    for key in ("names_en", "names_zh"):
+        lines += [row(w[key].format(all="3,635"), key), row(w["five"], key, "top5")]
+    lines += [row(w["combinations"], "combinations", "top5"), row(w["combinations_copier"], "combinations_copier", "top5")]
+    lines += [row(w[key], key, "right") for key in ("scenes_seen", "scenes_held_out")]
+    return "\n".join([*lines, "", w["note"].format(hardware=hardware, seed=report["seed"])])
+
+
+def main() -> None:
+    for name, language in (("README.md", "en"), ("README.zh.md", "zh")):
+        path = ROOT / name
+        before, opened, rest = path.read_text().partition("<!-- numbers -->\n")
+        _, closed, after = rest.partition("\n<!-- /numbers -->")
+        if not opened or not closed:
+            raise SystemExit(f"{name} lacks its two numbers marks")
+        path.write_text(before + opened + table(language) + closed + after)
+        print(f"{name}: written")
+
+
+if __name__ == "__main__":
+    main()
