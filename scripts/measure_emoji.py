@@ -17,6 +17,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -34,12 +35,8 @@ EYES = [  # never chosen by their result; the last half of it is held out or com
 ]  # fmt: skip
 
 
-def as_images(pictures_NHWC: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(pictures_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def from_pil(images: list[Image.Image]) -> torch.Tensor:
-    return as_images(torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).view(i.height, i.width, 3) for i in images]))
+def as_images(pictures_NHWC: np.ndarray | list) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.array(one) for one in pictures_NHWC])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def draw(model: TextToImage, prompts: list[Prompt], seed: int, args: argparse.Namespace) -> torch.Tensor:
@@ -47,7 +44,7 @@ def draw(model: TextToImage, prompts: list[Prompt], seed: int, args: argparse.Na
     for first in range(0, len(prompts), 25):
         chunk = prompts[first : first + 25]
         settings = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
-        out.append(from_pil(model.generate(chunk, seeds=[seed + first + i for i in range(len(chunk))], batch_size=25, **settings)))
+        out.append(as_images(model.generate(chunk, seeds=[seed + first + i for i in range(len(chunk))], batch_size=25, **settings)))
         print(f"  {first + len(chunk)}/{len(prompts)}", end="\r", flush=True)
     return torch.cat(out)
 
@@ -128,7 +125,7 @@ def main() -> None:
         ceiling = scene_reader.SceneReader(scene_reader.Config(), palette=palette)
         drawn = draw(model, prompts, args.seed, args)
         reader.add(drawn, prompts)
-        ceiling.add(torch.cat([as_images(torch.as_tensor(scenes.render(p.truth, 128))[None]) for p in prompts]), prompts)
+        ceiling.add(as_images([scenes.render(p.truth, 128) for p in prompts]), prompts)
         name = "scenes_held_out" if held_out else "scenes_seen"
         report |= {name: reader.result(), f"{name}_ceiling": ceiling.result()}
         print(f"{name}: {reader.result()}  (real pictures read: {ceiling.result()['right']:.3f})")

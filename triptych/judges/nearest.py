@@ -42,7 +42,7 @@ def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
         return 0.0, 1.0
     p, n = right / total, total
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
 
 
 class NearestPicture:

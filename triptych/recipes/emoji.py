@@ -30,7 +30,7 @@ def emoji_words() -> Recipe:
         task="masked_words",
         data=Data(sources=(Source(name="texts"),), size=0),
         optimizer=Optimizer(lr=2e-3, weight_decay=0.01, warmup=0.05),
-        steps=3000, batch=256, validate_every=500, save_every=1000,
+        steps=1500, batch=256, validate_every=250, save_every=500,
     )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def emoji_pairs() -> Recipe:
         neighbours={"text_encoder": Neighbour(model="emoji", trained=True)},
         data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=32),
         optimizer=Optimizer(lr=1e-3, weight_decay=0.05, warmup=0.05),
-        steps=1500, batch=128, validate_every=250, save_every=500,
+        steps=700, batch=96, validate_every=250, save_every=500,
     )  # fmt: skip
 
 
@@ -57,8 +57,8 @@ def emoji() -> Recipe:
         process=Family(name="rectified_flow", config={"target": "x0"}),
         neighbours={"text_encoder": Neighbour(model="emoji"), "decoder": Neighbour(family=Family(name="identity", size="32"))},
         data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=32),
-        optimizer=Optimizer(lr=1e-3),
-        steps=20_000, batch=48, validate_every=1000, preview_every=1000, save_every=500,
+        optimizer=Optimizer(name="muon", lr=1e-3, warmup=400 / 7000, decay=0.4),
+        steps=7000, batch=64, validate_every=250, preview_every=1000, save_every=250,
         preview_prompts=PROMPTS,
         sampling={"steps": 20, "guidance": 2.5},
     )  # fmt: skip
@@ -74,7 +74,7 @@ def emoji_upscaler() -> Recipe:
         task_options={"stage": 0},
         data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=128),
         optimizer=Optimizer(lr=2e-3),
-        steps=2000, batch=16, validate_every=250, preview_every=500, save_every=500,
+        steps=1500, batch=16, validate_every=250, preview_every=500, save_every=500,
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def emoji_upscaler_256() -> Recipe:
         init="emoji",
         data=Data(sources=(Source(name="scenes", options={"cutouts": False}),), size=256),
         optimizer=Optimizer(lr=2e-3),
-        steps=600, batch=8, validate_every=100, preview_every=300, save_every=300,
+        steps=300, batch=8, validate_every=100, preview_every=300, save_every=300,
     )  # fmt: skip
 
 

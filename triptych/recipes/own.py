@@ -37,6 +37,7 @@ def tiny() -> Recipe:
         panel="generators",
         family=Family(name="dit", size="tiny"),
         process=Family(name="rectified_flow"),
+        task_options={"vocabulary_texts": 5000},
         neighbours={
             "text_encoder": Neighbour(family=Family(name="bilingual", size="tiny"), trained=True),
             "decoder": Neighbour(family=Family(name="identity", size="tiny")),
