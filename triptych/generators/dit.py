@@ -140,6 +140,7 @@ class DiT(nn.Module):
     def __init__(self, config: Config, *, latent: LatentSpace, condition: ConditionSpec) -> None:
         super().__init__()
         c = self.config = config
+        self.latent, self.condition = latent, condition
         if latent.kind != "image":
             raise ValueError(f"DiT draws latents of kind 'image', these are of kind {latent.kind!r}: choose another generator or decoder")
         if c.width % (4 * c.num_heads):

@@ -40,30 +40,22 @@ def unpatchify(x_BLD: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
 # A grid unlike the one trained on is stretched over it: the corners of the picture keep their places.
 
 
-def sincos_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
-    """Sines and cosines of column, then of row, [L, width] float32 (MAE, DiT). `width` is a multiple of 4."""
-    return _sincos_2d(width, grid, trained, device)
-
-
-def rope_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
-    """Axial rotary angles as (cosines, sines), [2, L, width / 2] float32; `width`, of a head, is a multiple of 4.
-
-    The first half of the angles turns with the row, the second with the column. The period is 100 as for vision
-    transformers (arXiv 2403.13298): grids are small.
-    """
-    return _rope_2d(width, grid, trained, device)
-
-
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _sincos_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
+def sincos_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
+    """Sines and cosines of column, then of row, [L, width] float32 (MAE, DiT). `width` is a multiple of 4."""
     row, column = _angles(width, 10_000.0, grid, trained)
     return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=-1).float().to(device)
 
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _rope_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
+def rope_2d(width: int, grid: tuple[int, int], trained: tuple[int, int], device: torch.device) -> Tensor:
+    """Axial rotary angles as (cosines, sines), [2, L, width / 2] float32; `width`, of a head, is a multiple of 4.
+
+    The first half of the angles turns with the row, the second with the column. The period is 100 as for vision
+    transformers (arXiv 2403.13298): grids are small.
+    """
     angle = torch.cat(_angles(width, 100.0, grid, trained), dim=-1)
     return torch.stack([angle.cos(), angle.sin()]).float().to(device)
 

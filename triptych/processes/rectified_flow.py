@@ -210,7 +210,7 @@ class RectifiedFlow:
         """One evaluation of the network for all rows that are not done."""
         live_B = ~state.done_B
         if not live_B.all():
-            return _put(state, live_B, self.step(network, state.rows(live_B))) if live_B.any() else state
+            return state.put(live_B, self.step(network, state.rows(live_B))) if live_B.any() else state
         extra, x = state.extra, state.x
         rows_B8 = extra["table"][torch.arange(len(x)), state.index_B]
         t_B, s_B, t_next_B = rows_B8[:, 0], rows_B8[:, 5], rows_B8[:, 7]
@@ -226,17 +226,6 @@ class RectifiedFlow:
         """The x0 that each row believed in last; the result itself where it is done."""
         guess = torch.lerp(state.extra["z0"], state.extra["D_prev"], state.extra["mask"])
         return torch.where(noise.spread(state.done_B, guess) > 0, state.x, guess)
-
-
-def _put(state: State, where_B: Tensor, part: State) -> State:
-    """`state` with the rows of `where_B` as in `part`. Conditions, settings and keys are the same in both."""
-    changed = {name: _replaced(state.extra[name], where_B, part.extra[name]) for name in ("D_prev", "anchor")}
-    x, index_B = _replaced(state.x, where_B, part.x), _replaced(state.index_B, where_B, part.index_B)
-    return replace(state, x=x, index_B=index_B, extra=state.extra | changed)
-
-
-def _replaced(whole: Tensor, where_B: Tensor, part: Tensor) -> Tensor:
-    return whole.index_copy(0, where_B.nonzero().flatten().to(whole.device), part)
 
 
 def _fitting(name: str, tensor: Tensor, size: tuple[int, ...]) -> Tensor:
