@@ -51,11 +51,12 @@ def kills(count: int, folder: Path, *, seed: int = 0) -> dict[str, object]:
     twin = folder / "twin"
     begun = time.monotonic()
     _finished(_child(twin, False))
-    life = time.monotonic() - begun
+    life, written = time.monotonic() - begun, (twin / "metrics.jsonl").stat().st_size
     for number in range(count):
         out = folder / f"run-{number}"
         child = _child(out, False)
-        time.sleep(draw.random() * life)
+        _wait_until_written(out / "metrics.jsonl", 0.95 * draw.random() * written, child)
+        time.sleep(draw.random() * 3 * life / steps)  # then anywhere within a few steps: in one, or in a save
         if child.pid is not None and child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -71,6 +72,12 @@ def kills(count: int, folder: Path, *, seed: int = 0) -> dict[str, object]:
             report["differences"].append({"kill": number, "resumed_at": last.step if last else 0, "differing": differing})
         shutil.rmtree(out)
     return report
+
+
+def _wait_until_written(path: Path, size: float, child: multiprocessing.Process) -> None:
+    """How far a run has come is read from its metrics: by the clock, a machine that grows faster or slower would be struck too late."""
+    while child.is_alive() and (not path.exists() or path.stat().st_size < size):
+        time.sleep(0.0005)
 
 
 def _finished(child: multiprocessing.Process) -> None:
