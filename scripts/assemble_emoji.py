@@ -1,10 +1,10 @@
 """Join the runs of the default's panels into the embedded model, with cards that tell the whole story.
 
-    python scripts/assemble_emoji.py --words RUN --pairs RUN --generator RUN --upscaler RUN --upscaler-256 RUN
+    python scripts/assemble_emoji.py --words RUN --pairs RUN --generator RUN [RUN ...] --upscaler RUN --upscaler-256 RUN
     python scripts/measure_emoji.py
     python scripts/assemble_emoji.py --results docs/results/emoji.json       # measured results into the cards
 
-Each RUN is the folder of a finished `triptych train`. The panels' weights are not touched: same bytes, same fingerprints.
+Each RUN is the folder of a `triptych train`; of several generator runs, each started from the one before it, the last counts. The panels' weights are not touched: same bytes, same fingerprints.
 """
 
 from __future__ import annotations
@@ -51,16 +51,15 @@ def without_paths(value: Any) -> Any:
 
 
 def join(args: argparse.Namespace) -> None:
-    text_encoder = checkpoint.load_panel(args.pairs / "model", "text_encoder")
-    text_encoder.card = story(args.words, args.pairs, place="text_encoder")
+    made = args.generator[-1] / "model"
+    trained_on = [run for run in args.generator if json.loads((run / "model/text_encoder/card.json").read_text())["recipe"]["name"] == "emoji"]
+    text_encoder = checkpoint.load_panel(made, "text_encoder")
+    text_encoder.card = story(args.words, args.pairs, *trained_on, place="text_encoder")
     decoder = checkpoint.load_panel(args.upscaler_256 / "model", "decoder")
     decoder.card = story(args.upscaler, args.upscaler_256, place="decoder")
-    made = args.generator / "model"
     network = checkpoint.load_panel(made, "generator", latent=decoder.latent, condition=text_encoder.gives)
     trained_with = network.card["neighbours"]["text_encoder"]
-    if trained_with != checkpoint.panel_fingerprint(args.pairs / "model", "text_encoder"):
-        raise SystemExit(f"{args.generator} was trained with text encoder {trained_with}, which is not that of {args.pairs}")
-    network.card = story(args.generator, place="generator")
+    network.card = story(*args.generator, place="generator")
     sampling = checkpoint.load_model_file(made)["sampling"]
     model = TextToImage(text_encoder, Generator(network, checkpoint.load_process(made)), decoder, name="emoji", sampling=sampling)
     model.save(EMOJI, name="emoji")
@@ -80,8 +79,9 @@ def put_results(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("words", "pairs", "generator", "upscaler", "upscaler-256", "results"):
+    for name in ("words", "pairs", "upscaler", "upscaler-256", "results"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--generator", type=Path, nargs="+")
     args = parser.parse_args()
     put_results(args.results) if args.results else join(args)
 

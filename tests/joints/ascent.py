@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from triptych.contracts import Condition, Latents, Rng, Start, State
 
-__all__ = ["Ascent", "SIZES", "Config", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["Ascent", "SIZES", "Config", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

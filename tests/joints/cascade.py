@@ -21,7 +21,7 @@ from triptych.layers.embed import timestep_embedding
 from triptych.layers.pixels import average_down, pixel_space
 from triptych.processes import sample
 
-__all__ = ["Cascade", "SIZES", "TASKS", "Config", "Sampling", "Upsample"]  # noqa: RUF022 - the class first
+__all__ = ["Cascade", "SIZES", "TASKS", "Config", "Sampling", "Upsample"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from triptych.layers.pixels import average_down
 
-__all__ = ["Embedder", "SIZES", "Config"]  # noqa: RUF022 - the class first
+__all__ = ["Embedder", "SIZES", "Config"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tests.joints.next_token import draw
 from triptych.contracts import Condition, Latents, Rng, Start, State
 
-__all__ = ["NextScale", "SIZES", "Config", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["NextScale", "SIZES", "Config", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from triptych.contracts import Condition, Latents, Rng, Start, State
 
-__all__ = ["NextToken", "SIZES", "Config", "Sampling", "draw"]  # noqa: RUF022 - the class first
+__all__ = ["NextToken", "SIZES", "Config", "Sampling", "draw"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych.contracts import Condition, Latents, Rng, Start, State
 
-__all__ = ["Prior", "SIZES", "Config", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["Prior", "SIZES", "Config", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.layers.attention import SelfAttention
 from triptych.layers.blocks import MLP, RMSNorm
 
-__all__ = ["ScaleTransformer", "SIZES", "Config"]  # noqa: RUF022 - the class first
+__all__ = ["ScaleTransformer", "SIZES", "Config"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 
-__all__ = ["Shot", "SIZES", "Config"]  # noqa: RUF022 - the class first
+__all__ = ["Shot", "SIZES", "Config"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 
-__all__ = ["SmallCritic", "SIZES", "Config"]  # noqa: RUF022 - the class first
+__all__ = ["SmallCritic", "SIZES", "Config"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from triptych.layers.fingerprint import fingerprint_tensors
 from triptych.layers.pixels import average_down, pixel_space
 from triptych.processes import sample
 
-__all__ = ["UnCLIP", "SIZES", "TASKS", "Config", "Denoise", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["UnCLIP", "SIZES", "TASKS", "Config", "Denoise", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from triptych.contracts import Batch, LatentSpace, Prompt, Rng
 from triptych.layers.fingerprint import fingerprint_tensors
 from triptych.layers.pixels import average_down
 
-__all__ = ["VAE", "SIZES", "TASKS", "Config", "Elbo", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["VAE", "SIZES", "TASKS", "Config", "Elbo", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

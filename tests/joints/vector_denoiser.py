@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.layers.embed import timestep_embedding
 
-__all__ = ["VectorDenoiser", "SIZES", "Config"]  # noqa: RUF022 - the class first
+__all__ = ["VectorDenoiser", "SIZES", "Config"]
 
 
 @dataclass(frozen=True, kw_only=True)

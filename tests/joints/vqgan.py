@@ -18,7 +18,7 @@ from triptych.contracts import Batch, LatentSpace, Prompt, Rng
 from triptych.layers.fingerprint import fingerprint_tensors
 from triptych.layers.pixels import average_down
 
-__all__ = ["VQGAN", "SIZES", "TASKS", "Adversarial", "Config", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["VQGAN", "SIZES", "TASKS", "Adversarial", "Config", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

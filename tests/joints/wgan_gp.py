@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from triptych.contracts import Condition, Latents, Rng, Start, State
 
-__all__ = ["WGAN", "SIZES", "Config", "Sampling"]  # noqa: RUF022 - the class first
+__all__ = ["WGAN", "SIZES", "Config", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -194,13 +194,14 @@ def _split(emoji: Sequence[Emoji], picture: dict[str, bytes]) -> tuple[Emoji, ..
     }
     secret = {name.casefold() for e in emoji if groups[e.key] != "train" for name in (e.name_en, e.name_zh)}
 
-    def kept(keywords: tuple[str, ...], group: Group) -> tuple[str, ...]:
-        return keywords if group != "train" else tuple(k for k in keywords if k.casefold() not in secret)
+    def placed(e: Emoji) -> Emoji:
+        group = groups[e.key]
+        if group != "train":
+            return replace(e, group=group)
+        english, chinese = (tuple(k for k in words if k.casefold() not in secret) for words in (e.keywords_en, e.keywords_zh))
+        return replace(e, keywords_en=english, keywords_zh=chinese)
 
-    return tuple(
-        replace(e, group=group, keywords_en=kept(e.keywords_en, group), keywords_zh=kept(e.keywords_zh, group))
-        for e in emoji for group in [cast(Group, groups[e.key])]
-    )  # fmt: skip
+    return tuple(placed(e) for e in emoji)
 
 
 # --- words ----------------------------------------------------------------------------------------------------------------
