@@ -4,7 +4,8 @@
     python scripts/measure_emoji.py
     python scripts/assemble_emoji.py --results docs/results/emoji.json       # measured results into the cards
 
-Each RUN is the folder of a `triptych train`; of several generator runs, each started from the one before it, the last counts. The panels' weights are not touched: same bytes, same fingerprints.
+Each RUN is the folder of a `triptych train`; of several generator runs, each started from the one before it, the last counts.
+The panels' weights are not touched: same bytes, same fingerprints.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ LIMITS = [
 ]
 
 
+def told(run: Path, place: str) -> dict[str, Any]:
+    return json.loads((run / "model" / place / "card.json").read_text())
+
+
 def story(*runs: Path, place: str) -> dict[str, Any]:
     """The last run's card, with the hours of all and what went before."""
-    cards = [json.loads((run / "model" / place / "card.json").read_text()) for run in runs]
+    cards = [told(run, place) for run in runs]
     kept = {key: value for key, value in cards[-1].items() if key not in ("fingerprint", "parameters", "neighbours")}
     kept["hours"] = round(sum(card["hours"] for card in cards), 4)
     if len(cards) > 1:
@@ -52,7 +57,7 @@ def without_paths(value: Any) -> Any:
 
 def join(args: argparse.Namespace) -> None:
     made = args.generator[-1] / "model"
-    trained_on = [run for run in args.generator if json.loads((run / "model/text_encoder/card.json").read_text())["recipe"]["name"] == "emoji"]
+    trained_on = [run for run in args.generator if told(run, "text_encoder")["recipe"]["name"] == "emoji"]
     text_encoder = checkpoint.load_panel(made, "text_encoder")
     text_encoder.card = story(args.words, args.pairs, *trained_on, place="text_encoder")
     decoder = checkpoint.load_panel(args.upscaler_256 / "model", "decoder")
