@@ -27,6 +27,7 @@ from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.layers.attention import CrossAttention, SelfAttention
 from triptych.layers.blocks import MLP, RMSNorm, SwiGLU, modulate
 from triptych.layers.embed import patchify, rope_2d, sincos_2d, timestep_embedding, unpatchify
+from triptych.layers.linear import Linear
 
 __all__ = ["DiT", "Config", "SIZES"]
 
@@ -110,7 +111,7 @@ class TextKeys(nn.Module):
         c, cross = config, config.text == "cross"
         self.num_heads, self.depth = c.num_heads, c.depth
         self.caption = MLP(text_width, c.width, c.width) if cross else RMSNorm(text_width)
-        self.keys_values = nn.Linear(c.width if cross else text_width, c.depth * 2 * c.width, bias=c.bias)
+        self.keys_values = Linear(c.width if cross else text_width, c.depth * 2 * c.width, bias=c.bias)
         self.key_scale = nn.Parameter(torch.ones(c.depth, c.width // c.num_heads)) if c.qk_norm else None
 
     def forward(self, tokens_BMD: Tensor) -> Tensor:
@@ -149,19 +150,19 @@ class DiT(nn.Module):
         self.trained = self._grid(*size)
         hears_text = condition.width > 0 and c.text != "none"
 
-        self.patch_in = nn.Linear(channels * c.patch_size**2, c.width)
-        self.clock = nn.Sequential(nn.Linear(256, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.patch_in = Linear(channels * c.patch_size**2, c.width)
+        self.clock = nn.Sequential(Linear(256, c.width), nn.SiLU(), Linear(c.width, c.width))
         self.label = nn.Embedding(condition.num_labels + 1, c.width) if condition.num_labels else None
-        self.pooled = nn.Sequential(RMSNorm(condition.pooled), nn.Linear(condition.pooled, c.width)) if condition.pooled else None
+        self.pooled = nn.Sequential(RMSNorm(condition.pooled), Linear(condition.pooled, c.width)) if condition.pooled else None
         self.text = TextKeys(c, condition.width) if hears_text else None
         single = c.modulation == "single"
-        self.modulation = nn.Linear(c.width, (1 if single else c.depth) * 6 * c.width)
+        self.modulation = Linear(c.width, (1 if single else c.depth) * 6 * c.width)
         self.table = nn.Parameter(torch.empty(c.depth, 6, c.width)) if single else None
         self.blocks = nn.ModuleList([Block(c, cross=hears_text and c.text == "cross") for _ in range(c.depth)])
         self.norm_out = _norm(c)
-        self.modulation_out = nn.Linear(c.width, 2 * c.width) if not single else None
+        self.modulation_out = Linear(c.width, 2 * c.width) if not single else None
         self.table_out = nn.Parameter(torch.empty(2, c.width)) if single else None
-        self.patch_out = nn.Linear(c.width, c.patch_size**2 * channels * (2 if c.learn_sigma else 1))
+        self.patch_out = Linear(c.width, c.patch_size**2 * channels * (2 if c.learn_sigma else 1))
         self._initialise()
 
     def _initialise(self) -> None:

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.layers.blocks import RMSNorm
+from triptych.layers.linear import Linear
 
 __all__ = ["CrossAttention", "SelfAttention", "attend", "rotate"]
 
@@ -40,8 +41,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, qk_norm: bool, bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.out = Linear(width, width, bias=bias)
         self.q_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
 
@@ -65,8 +66,8 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(width, width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.query = Linear(width, width, bias=bias)
+        self.out = Linear(width, width, bias=bias)
 
     def forward(self, x_BLD: Tensor, keys_values: tuple[Tensor, Tensor], mask_B11M: Tensor | None = None) -> Tensor:
         q = rearrange(self.query(x_BLD), "b l (n d) -> b n l d", n=self.num_heads)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.layers.linear import Linear
+
 __all__ = ["MLP", "RMSNorm", "SwiGLU", "modulate"]
 
 
@@ -26,11 +28,11 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int | None = None, bias: bool = True) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, out or width, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, out or width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(self.up(x, gelu=True))
 
 
 class SwiGLU(nn.Module):
@@ -38,8 +40,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
-        self.up = nn.Linear(width, 2 * hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.up = Linear(width, 2 * hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.up(x).chunk(2, dim=-1)

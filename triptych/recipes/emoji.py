@@ -22,7 +22,10 @@ PROMPTS = (
 
 
 def emoji_words() -> Recipe:
-    """Panel 1 alone, on text without pictures: masked words over names, keywords and scene sentences in both languages."""
+    """Panel 1 alone, on text without pictures: masked words over names, keywords and scene sentences in both languages.
+
+    Two cores, 6 minutes: 384,000 texts. Of the hidden words in texts about held-out ideas 52 % were guessed.
+    """
     return Recipe(
         name="emoji-words",
         panel="text_encoders",
@@ -35,7 +38,10 @@ def emoji_words() -> Recipe:
 
 
 def emoji_pairs() -> Recipe:
-    """Panel 1 against pictures: contrastive, with an image tower of its own; masked words go on beside it."""
+    """Panel 1 against pictures: contrastive, with an image tower of its own; masked words go on beside it.
+
+    Two cores, 4 minutes: 67,200 pairs. Among 96 pictures of held-out ideas and scenes the right one was first for 42 % of the texts.
+    """
     return Recipe(
         name="emoji-pairs",
         panel="vision",
@@ -49,7 +55,12 @@ def emoji_pairs() -> Recipe:
 
 
 def emoji() -> Recipe:
-    """Panel 2: the modern DiT on 32 x 32 pictures (64 tokens), rectified flow, panel 1 frozen."""
+    """Panel 2: the modern DiT on 32 x 32 pictures (64 tokens), rectified flow, panel 1 frozen.
+
+    Two cores, shared with other work: 448,000 pictures, at 80 to 145 a second. The embedded model was then trained on for 86,000 pictures
+    with panel 1 learning beside it and more of the noisy times (`--init`, `--set neighbours.text_encoder.trained=true --set
+    process.config.mean=1.2 --set process.config.uniform=0.3`); its cards tell each run, and docs/results/emoji.json what was reached.
+    """
     return Recipe(
         name="emoji",
         panel="generators",
@@ -65,7 +76,10 @@ def emoji() -> Recipe:
 
 
 def emoji_upscaler() -> Recipe:
-    """Panel 3, first step: 32 to the artwork's own 128, small pictures corrupted as generated ones are."""
+    """Panel 3, first step: 32 to the artwork's own 128, small pictures corrupted as generated ones are.
+
+    One core, 15 minutes: 24,000 pictures. On held-out artwork and scenes 31.4 dB, where bicubic enlargement has 24.8.
+    """
     return Recipe(
         name="emoji-upscaler",
         panel="decoders",
@@ -79,7 +93,7 @@ def emoji_upscaler() -> Recipe:
 
 
 def emoji_upscaler_256() -> Recipe:
-    """Panel 3, second step: 128 to 256, learnt on drawn scenes, which have a true large version."""
+    """Panel 3, second step: 128 to 256, learnt on drawn scenes, which have a true large version. One core, 13 minutes: 2,400 pictures."""
     return Recipe(
         name="emoji-upscaler-256",
         panel="decoders",
