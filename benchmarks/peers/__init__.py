@@ -1,0 +1,1 @@
+"""The peers' side, as their documentation says it is done."""
