@@ -25,11 +25,10 @@ PROMPT = "a red apple"
 def commands(folder: Path, steps: int) -> dict[str, list[str]]:
     """What is started. Ours hears words and enlarges its picture; the peer's draws for a class number, and writes its latents."""
     python = [sys.executable]
+    drawn = ["--steps", str(steps), "-o", str(folder / "pictures")]
     return {
-        "triptych generate": [
-            *python, "-m", "triptych.app.cli", "generate", PROMPT, *_model(folder), "--steps", str(steps), "-o", str(folder / "pictures"),
-        ],
-        "diffusers, first PNG": [*python, "-m", "benchmarks.peers.diffusers_cold", str(folder / "paper"), str(folder / "b.png"), str(steps)],
+        "triptych generate": [*python, "-m", "triptych.app.cli", "generate", PROMPT, *_model(folder), *drawn],
+        "diffusers, first PNG": [*python, "-m", "benchmarks.peers.diffusers_cold", str(folder / "paper"), str(folder / "b.png"), drawn[1]],
         "import triptych": [*python, "-c", "import triptych"],
         "import torch": [*python, "-c", "import torch"],
         "import triptych.pipeline": [*python, "-c", "import triptych.pipeline"],

@@ -16,7 +16,18 @@ MODELS = {
     "cross": "text-conditioned adaLN-single against `PixArtTransformer2DModel`",
     "modern": "the modern variant, which diffusers has not",
 }
-JOBS = {"evaluation": "one network evaluation, {rows} rows", "trajectory": "a whole guided picture, {steps} Euler steps", "training": "one training step"}
+JOBS = {
+    "evaluation": "one network evaluation, {rows} rows",
+    "trajectory": "a whole guided picture, {steps} Euler steps",
+    "training": "one training step",
+}
+HEAD = """# How fast, beside diffusers
+
+Written by `python -m benchmarks`; the figures and their spread are in [benchmarks.json](benchmarks.json). Both sides hold the same
+weights and agree in float32 to 1e-5 an evaluation and 70 dB a picture, checked before anything is timed. Lanes run in turn, each side in
+its own process. Share: FLOP a second over the best matrix product measured here in that precision. Ratio: against the peer at equal
+precision, not compiled; vs default: against diffusers in float32, not compiled. Medians of rounds; ± half the distance between quartiles.
+"""
 
 
 def agreement(results: Sequence[Result]) -> dict[str, float]:
@@ -65,14 +76,7 @@ def _rounded(value: Any) -> Any:
 
 def _markdown(every: Mapping[str, Any]) -> str:
     m = every["machine"]
-    lines = [
-        "# How fast, beside diffusers", "",
-        "Written by `python benchmarks/run.py`; the figures and their spread are in [benchmarks.json](benchmarks.json). Both sides hold the same weights and",
-        "agree in float32 to 1e-5 an evaluation and 70 dB a picture, checked before anything is timed. Lanes run in turn, each side in its own process.",
-        "Share: FLOP a second over the best matrix product measured here in that precision. Ratio: against the peer at equal precision, not compiled;",
-        "vs default: against diffusers in float32, not compiled. Medians of rounds; ± half the distance between the quartiles.", "",
-        f"{m['processor']}, {m['cores']} cores, {m['instructions']}, torch {m['torch']}, {m['system']}.", "",
-    ]  # fmt: skip
+    lines = [HEAD, f"{m['processor']}, {m['cores']} cores, {m['instructions']}, torch {m['torch']}, {m['system']}.", ""]
     for part in ("sampling", "training"):
         if part in every:
             lines += _part(part, every[part])
@@ -83,17 +87,19 @@ def _markdown(every: Mapping[str, Any]) -> str:
 
 def _part(name: str, part: Mapping[str, Any]) -> list[str]:
     c, s = part["ceilings"], part["setting"]
+    tokens = (s["side"] // s["patch"]) ** 2
     lines = [
         f"## {name.capitalize()}", "",
-        f"{part['when']}, {part['threads']} threads, load {part['load']:.1f}. Ceilings: float32 {c['float32']:.0f} GFLOP/s (torch's `mm` {c['float32 mm']:.0f}), "
-        f"bf16 {c['bf16']:.0f} GFLOP/s, copying {c['copy GB/s']:.0f} GB/s. Width {s['width']}, depth {s['depth']}, {(s['side'] // s['patch']) ** 2} tokens"
-        + (f", batch {s['batch']}." if name == "training" else f", captions padded to {s['words']} tokens."), "",
+        f"{part['when']}, {part['threads']} threads, load {part['load']:.1f}. Ceilings: float32 {c['float32']:.0f} GFLOP/s (torch's `mm` "
+        f"{c['float32 mm']:.0f}), bf16 {c['bf16']:.0f} GFLOP/s, copying {c['copy GB/s']:.0f} GB/s. Width {s['width']}, depth {s['depth']}, "
+        f"{tokens} tokens, " + (f"batch {s['batch']}." if name == "training" else f"captions padded to {s['words']} tokens."), "",
     ]  # fmt: skip
     for race in part["races"]:
         lanes = race["lanes"]
         first = lanes[0]
         title = JOBS[first["job"]].format(rows=2 * first["pictures"], steps=s["steps"])
-        per, unit = (s["batch"], "images/s") if name == "training" else (s["steps"], "steps/s") if first["job"] == "trajectory" else (1, "steps/s")
+        per = {"training": s["batch"], "trajectory": s["steps"], "evaluation": 1}[first["job"]]
+        unit = "images/s" if name == "training" else "steps/s"
         lines += [f"### {title}: {MODELS[first['model']]}", ""]
         lines += [f"| | ms | ± | {unit} | share | ratio | vs default | agrees |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
         base = {lane["precision"]: lane["median_s"] for lane in lanes if lane["side"] == "diffusers" and not lane["compiled"]}
@@ -103,7 +109,9 @@ def _part(name: str, part: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _row(lane: Mapping[str, Any], per: int, ceilings: Mapping[str, float], base: Mapping[str, float], agreement: Mapping[str, float]) -> str:
+def _row(
+    lane: Mapping[str, Any], per: int, ceilings: Mapping[str, float], base: Mapping[str, float], agreement: Mapping[str, float]
+) -> str:  # fmt: skip
     name = " ".join([lane["side"], lane["precision"], *(["compiled"] if lane["compiled"] else [])])
     t, (low, high) = lane["median_s"], lane["quartiles_s"]
     share = lane["flop"] / t / 1e9 / ceilings[lane["precision"]]
@@ -112,14 +120,16 @@ def _row(lane: Mapping[str, Any], per: int, ceilings: Mapping[str, float], base:
     close = "" if name not in agreement else f"{agreement[name]:.0f} dB" if lane["job"] == "trajectory" else f"{agreement[name]:.0e}"
     if close == "0e+00" or agreement.get(name, 0) > 200:
         close = "itself"
-    ours = "**" if lane["side"] == "ours" else ""
-    return f"| {ours}{name}{ours} | {t * 1e3:.1f} | {(high - low) / 2 * 1e3:.1f} | {per / t:.1f} | {share:.0%} | {ratio} | {default} | {close} |"
+    shown = f"**{name}**" if lane["side"] == "ours" else name
+    cells = [shown, f"{t * 1e3:.1f}", f"{(high - low) / 2 * 1e3:.1f}", f"{per / t:.1f}", f"{share:.0%}", ratio, default, close]
+    return f"| {' | '.join(cells)} |"
 
 
 def _cold(cold: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Cold start", "",
-        f"{cold['when']}, load {cold['load']:.1f}; every time a new process; `triptych generate` with {cold['model']}, words and enlarging included.", "",
+        f"{cold['when']}, load {cold['load']:.1f}; every time a new process; `triptych generate` with {cold['model']}, words and "
+        "enlarging included.", "",
         "| | s | ± | first time |", "|---|---:|---:|---:|",
     ]  # fmt: skip
     for what, row in cold["commands"].items():

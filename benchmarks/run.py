@@ -49,8 +49,9 @@ def lanes_of(part: str, models: Sequence[str], *, compiled: bool) -> Iterator[li
 
 
 def measure(
-    part: str, setting: Setting, *, threads: int, rounds: int, budget: float, models: Sequence[str] = MODELS, compiled: bool = True, say: Any = print
-) -> dict[str, Any]:
+    part: str, setting: Setting, *, threads: int, rounds: int, budget: float, models: Sequence[str] = MODELS, compiled: bool = True,
+    say: Any = print,
+) -> dict[str, Any]:  # fmt: skip
     """One part's figures: the ceilings, then all its races. Everything is prepared first, so that measuring is one stretch.
 
     Raises RuntimeError if the two sides do not compute the same.
@@ -70,7 +71,8 @@ def measure(
             race.race(workers, list(results.values()), rounds, budget)
         say(f"measured {part} in {time.perf_counter() - begun:.0f} s")
     return {
-        "when": time.strftime("%Y-%m-%d"), "threads": threads, "load": race.load(), "rounds": rounds, "setting": asdict(setting), "ceilings": ceilings,
+        "when": time.strftime("%Y-%m-%d"), "threads": threads, "load": race.load(), "rounds": rounds, "setting": asdict(setting),
+        "ceilings": ceilings,
         "races": [{"lanes": [r.plain() for r in results.values()], "agreement": a} for results, a in zip(ready, agreement, strict=True)],
     }  # fmt: skip
 

@@ -60,6 +60,7 @@ class _Side:
         from benchmarks.setting import Setting
 
         torch.set_num_threads(threads)
+        torch._dynamo.config.recompile_limit = 64  # many lanes compile the same classes in one process
         self.side, self.folder, self.setting = side, folder, Setting(**setting)
         if side != "diffusers":
             from triptych.layers.memory import keep_freed_memory

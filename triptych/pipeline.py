@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from . import catalog, checkpoint
 from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
+from .layers.linear import pack
+from .layers.memory import keep_freed_memory
 from .processes import sample
 
 __all__ = ["Generator", "TextToImage", "load", "to_pil"]
@@ -233,7 +235,10 @@ def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") 
     described = checkpoint.load_model_file(model)
     generator = Generator(network, checkpoint.load_process(model))
     name = described.get("name") or checkpoint.locate(model).name
-    return TextToImage(text_encoder, generator, decoder, name=name, sampling=described.get("sampling")).to(device, precision)
+    keep_freed_memory()
+    joined = TextToImage(text_encoder, generator, decoder, name=name, sampling=described.get("sampling")).to(device, precision)
+    pack(network)
+    return joined
 
 
 def to_pil(images_BCHW: Tensor) -> list[Image.Image]:

@@ -21,6 +21,7 @@ __all__ = ["Data", "Family", "Neighbour", "Optimizer", "Recipe", "Source", "from
 _strict = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Bound = Annotated[str, Field(pattern=r"^(<=|>=) *-?[0-9.]+(e-?[0-9]+)?$")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -78,7 +79,7 @@ class Recipe:
     panel: which panel is trained ("text_encoders", "generators", "decoders", "vision").
     task: of the family's TASKS; "" = its first.  task_options: arguments of that task.
     neighbours: by place: "text_encoder", "generator", "decoder", "guide".
-    expect: measure -> the value it must reach, checked at the end.
+    expect: measure -> what it must reach, checked at the end and told in the card: {"loss": "<= 0.3", "top5": ">= 0.6"}.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Recipe:
     init: str | None = None  # a model to start from: its panel of this place, with a fresh optimizer
     precision: Literal["auto", "float32", "bf16"] = "auto"
     compile: bool = True  # torch.compile the training step, where a C++ compiler is at hand
-    ema: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # relative length of the power-function average, 0 = off
+    ema: Annotated[float, Field(ge=0, le=0.28)] = 0.1  # relative length of the power-function average, 0 = off
     dropout: Fraction = 0.1  # how often the condition is dropped (classifier-free guidance)
     validate_every: Positive = 1000
     preview_every: Positive = 1000
@@ -105,7 +106,7 @@ class Recipe:
     preview_prompts: tuple[str, ...] = ()
     sampling: dict[str, Any] = Field(default_factory=dict)  # the exported model's defaults: steps, guidance, sampler...
     judges: tuple[str, ...] = ()
-    expect: dict[str, float] = Field(default_factory=dict)
+    expect: dict[str, Bound] = Field(default_factory=dict)
 
 
 _adapter = TypeAdapter(Recipe)

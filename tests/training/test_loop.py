@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.training import toy
 from triptych.contracts import Task
-from triptych.recipe import Optimizer, Recipe
+from triptych.recipe import Optimizer, Recipe, from_mapping
 from triptych.training import BadCheckpoint, Report, state
 
 
@@ -153,3 +153,16 @@ def test_weights_stay_float32_when_the_computation_is_bf16(tmp_path: Path) -> No
     assert saved is not None
     for name in ("weights", "averages", "optimizer"):
         assert {t.dtype for t in saved.tensors(name).values()} <= {torch.float32, torch.int64}
+
+
+def test_a_recipe_says_what_it_expects_and_the_run_whether_it_came(tmp_path: Path) -> None:
+    cards: list[dict] = []
+    report = Lines()
+    wanted = {"loss": "<= 1e3", "largest": ">= 0.5"}
+    result = toy.run(tmp_path / "a", steps=10, expect=wanted, report=report, export=lambda task, recipe, folder, card: cards.append(card))
+    assert [(e.measure, e.reached) for e in result.expected] == [("loss", True), ("largest", False)]  # never measured: never reached
+    assert [line for line in report.lines if "expected" in line] == [str(e) for e in result.expected] == cards[0]["expected"]
+    missed = toy.run(tmp_path / "b", steps=10, expect={"loss": ">= 1e3"})
+    assert not missed.expected[0].reached and missed.expected[0].found == missed.validation["loss"]
+    with pytest.raises(ValueError, match="expect"):
+        from_mapping({"name": "x", "panel": "generators", "family": {"name": "dit"}, "expect": {"loss": 0.3}})

@@ -38,14 +38,17 @@ class Linear(nn.Linear):
         return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def pack(module: nn.Module) -> None:
+def pack(module: nn.Module, room: int = 2**28) -> None:
     """For a module that is done with learning: keep each Linear's weight once more, laid out as oneDNN reads it (7 % faster).
 
+    room: bytes that the copies may take; layers that come after it is full are left as they are.
     A weight that changes later, by an optimizer, `load_state_dict` or `to`, is noticed and its copy not used any more.
     """
     for layer in module.modules():
         if isinstance(layer, Linear) and _ONEDNN and layer.weight.is_cpu and layer.weight.dtype in (torch.float32, torch.bfloat16):
-            layer.packed = _Packed(layer.weight)
+            room -= layer.weight.nbytes
+            if room >= 0:
+                layer.packed = _Packed(layer.weight)
 
 
 class _Packed:

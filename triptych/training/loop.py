@@ -25,6 +25,7 @@ from triptych.recipe import Recipe
 from . import run_folder, state
 from .build import build_task
 from .build import export as export_panels
+from .expect import Expectation, check
 from .measure import estimate, in_words
 from .report import Metrics, Report
 from .run import Run
@@ -37,8 +38,8 @@ __all__ = ["Result", "train"]
 class Result:
     """How a run ended. reason: "finished", "interrupted" (Ctrl+C), "terminated" (SIGTERM), "dry run".
 
-    skipped: steps that were not finite.  validation: the last held-out measures.  model: the exported folder.
-    estimate: what a dry run measured.
+    skipped: steps that were not finite.  validation: the last held-out measures.  expected: each of the recipe's expectations, at
+    the end of a finished run.  model: the exported folder.  estimate: what a dry run measured.
     """
 
     reason: str
@@ -46,6 +47,7 @@ class Result:
     out: Path
     skipped: int = 0
     validation: dict[str, float] = field(default_factory=dict)
+    expected: list[Expectation] = field(default_factory=list)
     model: Path | None = None
     estimate: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +90,10 @@ def train(
         metrics = run_folder.begin(run, out, found)
         try:
             result = _loop(run, out, metrics)
+            if result.reason == "finished":
+                result = replace(result, expected=check(recipe.expect, run.validation))
+                for one in result.expected:
+                    report.say(str(one))
             task.modules.eval()
             with run.averages.applied():
                 if hook := getattr(task, "finish", None):

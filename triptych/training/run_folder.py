@@ -16,6 +16,7 @@ from triptych import checkpoint
 from triptych.recipe import Recipe, to_mapping, to_yaml
 
 from . import state
+from .expect import check
 from .report import Metrics, Report
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def card(run: Run) -> dict[str, Any]:
         "recipe": to_mapping(run.recipe), "steps": run.step, "examples": run.step * run.recipe.batch, "skipped": run.skipped,
         "hours": round(run.seconds / 3600, 4), "hardware": f"{run.device}, {torch.get_num_threads()} threads, {platform.machine()}",
         "precision": "bf16" if run.bf16 else "float32", "torch": torch.__version__, "held_out": run.validation,
+        "expected": [str(one) for one in check(run.recipe.expect, run.validation)],
     }  # fmt: skip
 
 
