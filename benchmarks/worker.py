@@ -65,7 +65,7 @@ class _Side:
         if side != "diffusers":
             from triptych.layers.memory import keep_freed_memory
 
-            keep_freed_memory()  # as `triptych.load` and the trainer do
+            keep_freed_memory()  # as `triptych generate` and the trainer do
         self.lanes: dict[str, Callable[[], Any]] = {}
 
     def machine(self) -> dict[str, Any]:

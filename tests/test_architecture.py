@@ -3,7 +3,7 @@
     app/                                    L7   people and programs
     recipes/                                L6   one function = one run
     training/  data/  judges/               L5   make and measure
-    pipeline  checkpoint  recipe  interop/  L4   join, store, describe
+    pipeline  eyes  checkpoint  recipe  interop/    L4   join, look, store, describe
     text_encoders/ generators/ decoders/ vision/    L3   the panels and their eyes
     processes/                              L2   data -> loss, noise -> sample
     layers/                                 L1   attention, conv, embed, blocks
@@ -34,7 +34,7 @@ LEVELS = [
     {"layers"},
     {"processes"},
     {"text_encoders", "generators", "decoders", "vision"},
-    {"pipeline", "checkpoint", "recipe", "interop"},
+    {"pipeline", "eyes", "checkpoint", "recipe", "interop"},
     {"training", "data", "judges"},
     {"recipes"},
     {"app"},
@@ -42,6 +42,9 @@ LEVELS = [
 # Imports run downwards. These alone run along a level, and none of them runs back.
 SIDEWAYS = {
     ("pipeline", "checkpoint"),
+    ("pipeline", "eyes"),
+    ("eyes", "checkpoint"),
+    ("eyes", "interop"),
     ("interop", "checkpoint"),
     ("training", "data"),
     ("training", "judges"),

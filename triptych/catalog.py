@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
-__all__ = ["KINDS", "build", "configure", "family", "find", "names", "nearest", "register"]
+__all__ = ["KINDS", "build", "configure", "family", "find", "name_of", "names", "nearest", "register"]
 
 KINDS = ("text_encoders", "generators", "decoders", "vision", "processes", "judges")
 
@@ -63,6 +63,14 @@ def family(kind: str, name: str) -> type:
     """The family's class."""
     module = find(kind, name)
     return getattr(module, module.__all__[0])
+
+
+def name_of(kind: str, one: Any) -> str:
+    """The name of an object's family. Raises ValueError for a class that is in no catalog."""
+    for name in names(kind):
+        if type(one) is family(kind, name):
+            return name
+    raise ValueError(f"{type(one).__name__} is no family of {kind}; add its module with triptych.register")
 
 
 def configure(kind: str, name: str, size: str | None = None, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -111,7 +111,7 @@ def _swap_in(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def export_model(folder: Path, *, name: str, sampling: Mapping[str, Any], panels: Mapping[str, Path]) -> None:
+def export_model(folder: Path, *, name: str, sampling: Mapping[str, Any], panels: Mapping[str, Path], **more: Any) -> None:
     """Complete a model's folder: panels that stand elsewhere are copied in, and `triptych.json` is written last."""
     folder = Path(folder)
     for place, source in panels.items():
@@ -119,7 +119,7 @@ def export_model(folder: Path, *, name: str, sampling: Mapping[str, Any], panels
             temporary = folder / f".{place}.tmp-{uuid.uuid4().hex[:8]}"
             shutil.copytree(source, temporary)
             _swap_in(temporary, folder / place)
-    write_atomically(folder / "triptych.json", _json({"format": 1, "name": name, "sampling": dict(sampling)}))
+    write_atomically(folder / "triptych.json", _json({"format": 1, "name": name, "sampling": dict(sampling), **more}))
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from . import catalog, checkpoint
 from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
+from .eyes import is_eyes, load_eyes
 from .layers.linear import pack
-from .layers.memory import keep_freed_memory
 from .processes import sample
 
-__all__ = ["Generator", "TextToImage", "load", "to_pil"]
+__all__ = ["Generator", "TextToImage", "load", "load_generator", "to_pil"]
 
 Preview = Callable[[], list[Image.Image]]
 
@@ -210,32 +210,31 @@ class TextToImage:
             extra: dict[str, Any] = {}
             if place == "generator":
                 card["neighbours"] = {"text_encoder": cards["text_encoder"]["fingerprint"], "latent": self.decoder.latent.fingerprint}
-                extra["process"] = {"family": family_name("processes", process), "config": dataclasses.asdict(process.config)}
+                extra["process"] = {"family": catalog.name_of("processes", process), "config": dataclasses.asdict(process.config)}
             card.pop("fingerprint", None)
             kind = checkpoint.PLACES[place]
-            family = family_name(kind, panel)
+            family = catalog.name_of(kind, panel)
             written = checkpoint.save_panel(folder / place, panel, kind=kind, name=family, config=panel.config, card=card, **extra)
             cards[place] = {"fingerprint": written}
         checkpoint.export_model(folder, name=name or self.name, sampling=self.sampling, panels={})
 
 
-def family_name(kind: str, panel: Any) -> str:
-    """The catalog's name of an object's family. Raises ValueError for a class that is in no catalog."""
-    for name in catalog.names(kind):
-        if type(panel) is catalog.family(kind, name):
-            return name
-    raise ValueError(f"{type(panel).__name__} is no family of {kind}; add its module with triptych.register")
+def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> Any:
+    """A model by an embedded name ("emoji") or a folder: a TextToImage, or Eyes where there is a vision system and no generator.
+
+    Raises ValueError with the nearest name, or what is wrong in the folder.
+    """
+    return load_eyes(model, device=device) if is_eyes(model) else load_generator(model, device=device, precision=precision)
 
 
-def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> TextToImage:
-    """A model by an embedded name ("emoji") or a folder. Raises ValueError with the nearest name, or what is wrong in the folder."""
+def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> TextToImage:
+    """Three panels, joined. Raises ValueError as `load` does."""
     text_encoder = checkpoint.load_panel(model, "text_encoder")
     decoder = checkpoint.load_panel(model, "decoder")
     network = checkpoint.load_panel(model, "generator", latent=decoder.latent, condition=text_encoder.gives)
     described = checkpoint.load_model_file(model)
     generator = Generator(network, checkpoint.load_process(model))
     name = described.get("name") or checkpoint.locate(model).name
-    keep_freed_memory()
     joined = TextToImage(text_encoder, generator, decoder, name=name, sampling=described.get("sampling")).to(device, precision)
     pack(network)
     return joined

@@ -181,8 +181,10 @@ def load_model(name: str, device: str = "auto", precision: str = "float32") -> T
     import torch
 
     from .. import checkpoint
-    from ..pipeline import load
+    from ..layers.memory import keep_freed_memory
+    from ..pipeline import load_generator
 
+    keep_freed_memory()
     backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(d for d, there in backends.items() if there)
@@ -192,7 +194,7 @@ def load_model(name: str, device: str = "auto", precision: str = "float32") -> T
         raise ValueError(f"--precision {precision} is not known; there are: float32, bf16")
     checkpoint.locate(name)
     with blame("bad_checkpoint", f"model {name}"):
-        return load(name, device=device, precision=precision)
+        return load_generator(name, device=device, precision=precision)
 
 
 def _model(request: Request, record: dict[str, Any] | None, precision: str) -> TextToImage:

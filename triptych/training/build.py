@@ -98,8 +98,6 @@ def _panel(recipe: Recipe, decided: dict[str, Any], init: str | Path | None) -> 
 
 def export(task: Task, recipe: Recipe, folder: Path, card: Mapping[str, Any]) -> None:
     """The task's panels as they stand now, each with a card, below `folder`; a generator's model is completed by its neighbours."""
-    from triptych.pipeline import family_name
-
     prints: dict[str, str] = {}
     made = task.panels()
     neighbours = {"text_encoder": task.text_encoder, "decoder": task.decoder} if isinstance(task, GeneratorTask) else {}
@@ -117,10 +115,10 @@ def export(task: Task, recipe: Recipe, folder: Path, card: Mapping[str, Any]) ->
         extra: dict[str, Any] = {}
         if place == "generator" and isinstance(task, GeneratorTask):
             said["neighbours"] = {"text_encoder": prints["text_encoder"], "latent": task.decoder.latent.fingerprint}
-            extra["process"] = {"family": family_name("processes", task.process), "config": _fields(task.process)}
+            extra["process"] = {"family": catalog.name_of("processes", task.process), "config": _fields(task.process)}
         kind = checkpoint.PLACES[place]
         prints[place] = checkpoint.save_panel(
-            folder / place, panel, kind=kind, name=family_name(kind, panel), config=panel.config, card=said, **extra
+            folder / place, panel, kind=kind, name=catalog.name_of(kind, panel), config=panel.config, card=said, **extra
         )
     if "generator" in made:
         checkpoint.export_model(folder, name=recipe.name, sampling=recipe.sampling, panels=copied)

@@ -1,0 +1,257 @@
+"""Eyes: a vision system, the words it hears, and the pixels it was made for. What judges look through.
+
+    eyes = load_eyes(FOLDER)                    # ours (vision/, perhaps text_encoder/), or one that transformers saved
+    pixels = eyes.preprocess(images)            # [-1, 1] or PIL pictures -> what the network was trained on
+    eyes.encode_image(pixels) @ eyes.encode_text(["a red apple"]).T
+
+A judge asks through `eyes.sight()`, which takes pictures as they are and gives one vector, or unit vectors, a picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import catalog, checkpoint
+from .contracts import Prompt, TextEncoder
+
+__all__ = ["Eyes", "Pixels", "Sight", "as_tensor", "is_eyes", "load_eyes"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """What a network was trained on, and how a picture becomes it.
+
+    height, width: of what it sees, in pixels.  fit: "stretch" to them; "crop" = the shorter side to `shorter`, then the middle;
+    "shorter" = the shorter side to `shorter`, the longer at most `longer`, nothing cut off.
+    mean, std: of each channel, of values in 0..1.  filter: of the enlarging or averaging.
+    """
+
+    height: int
+    width: int
+    fit: Literal["stretch", "crop", "shorter"] = "stretch"
+    shorter: int = 0
+    longer: int = 0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    filter: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """[-1, 1] pictures B3HW of any one size -> pixel values of the network."""
+        height, width = images_BCHW.shape[-2:]
+        size = (self.height, self.width)
+        if self.fit != "stretch":
+            scale = self.shorter / min(height, width)
+            if self.fit == "shorter" and self.longer:
+                scale = min(scale, self.longer / max(height, width))
+            size = (round(height * scale), round(width * scale))
+        x = (images_BCHW.float() + 1) / 2
+        if size != (height, width):
+            smooth = {"antialias": True, "align_corners": False} if self.filter != "nearest" else {}
+            x = F.interpolate(x, size=size, mode=self.filter, **smooth).clamp(0, 1)
+        if self.fit == "crop":
+            top, left = (size[0] - self.height) // 2, (size[1] - self.width) // 2
+            x = x[..., top : top + self.height, left : left + self.width]
+        shape = (1, 3, 1, 1)
+        return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
+
+
+class Eyes:
+    """A vision system between pictures and what is made of them.
+
+    vision: features(pixels) and, where it can, encode_image, encode_text(cond), detect, classify.
+    text_encoder: panel 1 of eyes that hear words.
+    """
+
+    def __init__(self, vision: nn.Module, text_encoder: TextEncoder | None = None, *, pixels: Pixels | None = None, name: str = "") -> None:
+        self.vision, self.text_encoder = vision, text_encoder
+        side = getattr(vision, "image_size", None) or getattr(vision.config, "image_size", None)
+        if pixels is None and side is None:
+            raise ValueError(f"{type(vision).__name__} does not say which size it looks at; give pixels=Pixels(...)")
+        self.pixels = pixels or Pixels(height=int(side), width=int(side))
+        self.name = name or type(vision).__name__
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights; "" for eyes that were never saved."""
+        return getattr(self.vision, "card", {}).get("fingerprint", "")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vision.parameters()).device
+
+    def to(self, device: str | torch.device) -> Eyes:
+        for panel in (self.vision, self.text_encoder):
+            if isinstance(panel, nn.Module):
+                panel.to(device)
+        return self
+
+    # -- on pixel values as the network was trained on them ----------------------------------------------------------------
+
+    def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Pictures, PIL or B3HW in [-1, 1], to pixel values. PIL pictures may differ in size, unless the fit keeps their shape."""
+        if isinstance(images, Tensor):
+            return self.pixels(images.to(self.device))
+        rows = [self.pixels(as_tensor(image)) for image in images]
+        if len({row.shape for row in rows}) > 1:
+            raise ValueError(f"pictures of several shapes do not make one batch where the fit is {self.pixels.fit!r}; give one at a time")
+        return torch.cat(rows).to(self.device)
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """The last hidden state, [B, L, D]."""
+        return self._able("features")(pixels)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Projected embeddings [B, E], not normalised."""
+        return self._able("encode_image")(pixels)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        """Projected embeddings [B, E], not normalised."""
+        if self.text_encoder is None:
+            raise ValueError(f"{self.name} hears no words; take a CLIP")
+        cond = self.text_encoder.encode([Prompt.of(p) for p in prompts])
+        return self._able("encode_text")(cond.to(self.device))
+
+    @torch.no_grad()
+    def detect(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits [B, Q, classes + 1] and boxes [B, Q, 4]: centre x, y, width, height in 0..1."""
+        return self._able("detect")(pixels)
+
+    @torch.no_grad()
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Class logits [B, K]."""
+        return self._able("classify")(pixels)
+
+    def _able(self, what: str) -> Any:
+        if not hasattr(self.vision, what):
+            raise ValueError(f"{self.name} ({type(self.vision).__name__}) cannot {what.replace('_', ' ')}; take eyes that can")
+        return getattr(self.vision, what)
+
+    # -- on pictures -------------------------------------------------------------------------------------------------------
+
+    def sight(self, batch_size: int = 64) -> Sight:
+        return Sight(self, batch_size)
+
+    def save(self, folder: str | Path) -> None:
+        """A folder that `triptych.load` reads; weights as bf16 safetensors."""
+        folder = Path(folder)
+        for place, panel in (("text_encoder", self.text_encoder), ("vision", self.vision)):
+            if panel is None:
+                continue
+            kind = checkpoint.PLACES[place]
+            card = {k: v for k, v in getattr(panel, "card", {}).items() if k != "fingerprint"}
+            checkpoint.save_panel(folder / place, panel, kind=kind, name=catalog.name_of(kind, panel), config=panel.config, card=card)  # type: ignore[arg-type, union-attr]
+        checkpoint.export_model(folder, name=self.name, sampling={}, panels={}, pixels=dataclasses.asdict(self.pixels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What a judge asks: pictures in [-1, 1] of any one size in, float32 out, a batch at a time."""
+
+    eyes: Eyes
+    batch_size: int = 64
+
+    @property
+    def name(self) -> str:
+        return self.eyes.name
+
+    @torch.no_grad()
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """One vector a picture, [B, D]: what distances are measured between."""
+        pooled = self.eyes._able("pooled")
+        return torch.cat([pooled(pixels).float() for pixels in self._pixels(images_BCHW)])
+
+    def image(self, images_BCHW: Tensor) -> Tensor:
+        """Unit vectors [B, E]."""
+        return F.normalize(torch.cat([self.eyes.encode_image(pixels).float() for pixels in self._pixels(images_BCHW)]), dim=-1)
+
+    def text(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        """Unit vectors [B, E]."""
+        parts = [prompts[i : i + self.batch_size] for i in range(0, len(prompts), self.batch_size)]
+        return F.normalize(torch.cat([self.eyes.encode_text(part).float() for part in parts]), dim=-1)
+
+    def detect(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        logits, boxes = zip(*(self.eyes.detect(pixels) for pixels in self._pixels(images_BCHW)), strict=True)
+        return torch.cat(logits).float(), torch.cat(boxes).float()
+
+    def probabilities(self, images_BCHW: Tensor) -> Tensor:
+        """[B, K], of eyes that know classes."""
+        return torch.cat([self.eyes.classify(pixels).float() for pixels in self._pixels(images_BCHW)]).softmax(-1)
+
+    def _pixels(self, images_BCHW: Tensor) -> Iterator[Tensor]:
+        for rows in images_BCHW.split(self.batch_size):
+            yield self.eyes.preprocess(rows)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A PIL picture to [1, 3, H, W] in [-1, 1]; transparent parts over white."""
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def is_eyes(model: str | Path) -> bool:
+    """A vision system and no generator; or a folder that transformers saved."""
+    folder = checkpoint.locate(model)
+    return not (folder / "generator").is_dir() and ((folder / "vision").is_dir() or (folder / "config.json").is_file())
+
+
+def load_eyes(model: str | Path, *, device: str = "cpu") -> Eyes:
+    """Eyes by an embedded name or a folder, ours or transformers'. Raises ValueError for what is wrong or missing in it."""
+    folder = checkpoint.locate(model)
+    if not (folder / "vision").is_dir():
+        return _foreign(folder).to(device)
+    described = checkpoint.load_model_file(model)
+    text_encoder = checkpoint.load_panel(model, "text_encoder") if (folder / "text_encoder").is_dir() else None
+    vision = checkpoint.load_panel(model, "vision", **({"condition": text_encoder.gives} if text_encoder is not None else {}))
+    heard, given = vision.card.get("neighbours", {}).get("text_encoder"), getattr(text_encoder, "card", {}).get("fingerprint")
+    if heard and given and heard != given:
+        raise ValueError(f"the eyes {vision.card.get('fingerprint')} were trained with text encoder {heard}, not with {given}")
+    pixels = _pixels(described["pixels"], folder) if "pixels" in described else None
+    return Eyes(vision, text_encoder, pixels=pixels, name=described.get("name") or folder.name).to(device)
+
+
+def _pixels(values: Any, folder: Path) -> Pixels:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Pixels).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{folder / 'triptych.json'}: pixels.{where} = {first['input']!r}: {first['msg']}") from None
+
+
+def _foreign(folder: Path) -> Eyes:
+    """A folder that transformers saved."""
+    from .interop import transformers_folder
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: neither triptych.json with panels, nor a config.json that transformers wrote")
+    found = transformers_folder.read(folder)
+    built: dict[str, Any] = {}
+    for place in ("text_encoder", "vision"):
+        if place not in found.panels:
+            continue
+        family, config, tensors, assets = found.panels[place]
+        decided: Mapping[str, Any] = {"assets": assets} if assets else {}
+        if place == "vision" and "text_encoder" in built:
+            decided = {"condition": built["text_encoder"].gives}
+        panel = catalog.build(checkpoint.PLACES[place], family, config, **decided)
+        checkpoint.fill(panel, tensors, str(folder))
+        built[place] = panel.eval().requires_grad_(False)
+    pixels = Pixels(**found.pixels) if found.pixels else None
+    return Eyes(built["vision"], built.get("text_encoder"), pixels=pixels, name=folder.name)
