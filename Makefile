@@ -18,6 +18,8 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\)$$/\1/p' constraints.txt)
 EMOJI := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 CLDR  := /usr/share/unicode/cldr/common/annotations/en.xml
+ART   := /usr/share/openclipart/svg
+WANTED := fonts-noto-color-emoji unicode-cldr-core openclipart-png openclipart-svg chromium
 
 export PROMPT
 export PYTHONUNBUFFERED = 1
@@ -33,9 +35,9 @@ generate: $(VENV)/.installed
 	@$(BIN)/triptych generate $(ARGS) -- "$$PROMPT"
 
 test: $(VENV)/.installed-test
-	@if [ -f $(EMOJI) ] && [ -f $(CLDR) ]; then :; else \
-	  echo "make: the Debian packages fonts-noto-color-emoji and unicode-cldr-core are not here; with them all tests run:"; \
-	  echo "make:     sudo apt-get install fonts-noto-color-emoji unicode-cldr-core"; \
+	@if [ -f $(EMOJI) ] && [ -f $(CLDR) ] && [ -d $(ART) ] && { command -v chromium || command -v chromium-browser; } >/dev/null; then :; else \
+	  echo "make: not all of these Debian packages are here; with them all tests run:"; \
+	  echo "make:     sudo apt-get install $(WANTED)"; \
 	  echo "make: without them the tests that need them are skipped, and named at the end"; fi
 	@echo "make: running the tests ($(TESTS)) in $(WORKERS) processes, one thread each"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -rs --no-fold-skipped $(ARGS) $(TESTS)

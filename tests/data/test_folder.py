@@ -44,24 +44,24 @@ def test_sidecars_and_split(tmp_path):
 
 
 def test_whole_picture_on_white_upright_and_never_mirrored(tmp_path):
-    from triptych.data.folder import _fitted
+    from triptych.data.folder import fitted
 
     wide = np.full((10, 20, 3), 255, dtype=np.uint8)
     wide[:, :10], wide[:, 10:] = (255, 0, 0), (0, 0, 255)
     Image.fromarray(wide).save(tmp_path / "a.png")
-    picture = _fitted(tmp_path / "a.png", 40)
+    picture = fitted(tmp_path / "a.png", 40)
     assert (picture[:10] == 255).all() and (picture[30:] == 255).all()  # padded, not cropped
     assert (picture[20, 2] == (255, 0, 0)).all() and (picture[20, 37] == (0, 0, 255)).all()
     turned = Image.fromarray(wide)
     exif = turned.getexif()
     exif[0x0112] = 6  # turn clockwise to see it
     turned.save(tmp_path / "b.png", exif=exif)
-    upright = _fitted(tmp_path / "b.png", 40)
+    upright = fitted(tmp_path / "b.png", 40)
     assert (upright[2, 20] == (255, 0, 0)).all() and (upright[37, 20] == (0, 0, 255)).all()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
-    assert (_fitted(tmp_path / "c.png", 16) == 255).all()
+    assert (fitted(tmp_path / "c.png", 16) == 255).all()
     Image.new("I;16", (8, 8), 0x8000).save(tmp_path / "d.png")
-    assert abs(int(_fitted(tmp_path / "d.png", 16)[8, 8, 0]) - 128) <= 1
+    assert abs(int(fitted(tmp_path / "d.png", 16)[8, 8, 0]) - 128) <= 1
 
 
 def test_all_formats(tmp_path):

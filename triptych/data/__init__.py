@@ -6,8 +6,8 @@
     data.describe(recipe.data)                     -> counts, for `triptych data check`
     data.contact_sheet(batch, columns)             -> PIL.Image, for `triptych data show`
 
-Sources are files of this folder: `emoji` (pairs), `scenes` (pairs with ground truth), `folder` (a person's own pairs, or pictures
-alone), `texts` (texts alone).
+Sources are files of this folder: `emoji` (pairs), `scenes` (pairs with ground truth), `openclipart` (pairs), `folder` (a person's own
+pairs, or pictures alone), `texts` (texts alone).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCES", "build", "contact_sheet", "describe"]
 
-SOURCES = {"emoji": "EmojiSource", "scenes": "ScenesSource", "folder": "FolderSource", "texts": "TextsSource"}  # file -> its class
+SOURCES = {  # file -> its class
+    "emoji": "EmojiSource", "scenes": "ScenesSource", "openclipart": "OpenClipartSource", "folder": "FolderSource", "texts": "TextsSource",
+}  # fmt: skip
 
 Split = Literal["train", "held_out"]
 

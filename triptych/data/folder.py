@@ -93,7 +93,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _fitted(file: Path, size: int) -> np.ndarray:
+def fitted(file: Path, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: upright as EXIF says, transparency over white, the whole picture in the middle of a white square.
 
     Raises ValueError with the reason if it cannot be read.
@@ -157,7 +157,7 @@ class FolderSource:
 
         content = hashlib.blake2b(" ".join(["1", str(Image.MAX_IMAGE_PIXELS), *digests]).encode(), digest_size=12).hexdigest()
         shape, what = (len(files), size, size, 3), f"pictures of side {size} from {self.root}"
-        pixels, why = stored(f"folder-{content}-{size}", shape, lambda i: _fitted(files[i], size), what)
+        pixels, why = stored(f"folder-{content}-{size}", shape, lambda i: fitted(files[i], size), what)
         self.broken = {str(files[i].relative_to(self.root)): reason for i, reason in why.items()}
         return pixels
 
