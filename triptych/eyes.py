@@ -10,7 +10,7 @@ A judge asks through `eyes.sight()`, which takes pictures as they are and gives 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,16 +68,20 @@ class Eyes:
     """A vision system between pictures and what is made of them.
 
     vision: features(pixels) and, where it can, encode_image, encode_text(cond), detect, classify.
-    text_encoder: panel 1 of eyes that hear words.
+    text_encoder: panel 1 of eyes that hear words.  labels: the classes' names, where somebody gave them.
+    Raises ValueError where neither `pixels` nor the vision system says what size it looks at.
     """
 
-    def __init__(self, vision: nn.Module, text_encoder: TextEncoder | None = None, *, pixels: Pixels | None = None, name: str = "") -> None:
+    def __init__(
+        self, vision: nn.Module, text_encoder: TextEncoder | None = None, *, pixels: Pixels | None = None, name: str = "",
+        labels: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.vision, self.text_encoder = vision, text_encoder
         side = getattr(vision, "image_size", None) or getattr(vision.config, "image_size", None)
         if pixels is None and side is None:
             raise ValueError(f"{type(vision).__name__} does not say which size it looks at; give pixels=Pixels(...)")
         self.pixels = pixels or Pixels(height=int(side), width=int(side))
-        self.name = name or type(vision).__name__
+        self.name, self.labels = name or type(vision).__name__, tuple(labels)
 
     @property
     def fingerprint(self) -> str:
@@ -152,7 +156,7 @@ class Eyes:
             kind = checkpoint.PLACES[place]
             card = {k: v for k, v in getattr(panel, "card", {}).items() if k != "fingerprint"}
             checkpoint.save_panel(folder / place, panel, kind=kind, name=catalog.name_of(kind, panel), config=panel.config, card=card)  # type: ignore[arg-type, union-attr]
-        checkpoint.export_model(folder, name=self.name, sampling={}, panels={}, pixels=dataclasses.asdict(self.pixels))
+        checkpoint.export_model(folder, name=self.name, sampling={}, panels={}, pixels=dataclasses.asdict(self.pixels), labels=self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +225,7 @@ def load_eyes(model: str | Path, *, device: str = "cpu") -> Eyes:
     if heard and given and heard != given:
         raise ValueError(f"the eyes {vision.card.get('fingerprint')} were trained with text encoder {heard}, not with {given}")
     pixels = _pixels(described["pixels"], folder) if "pixels" in described else None
-    return Eyes(vision, text_encoder, pixels=pixels, name=described.get("name") or folder.name).to(device)
+    return Eyes(vision, text_encoder, pixels=pixels, name=described.get("name") or folder.name, labels=described.get("labels", ())).to(device)
 
 
 def _pixels(values: Any, folder: Path) -> Pixels:
@@ -242,16 +246,17 @@ def _foreign(folder: Path) -> Eyes:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: neither triptych.json with panels, nor a config.json that transformers wrote")
     found = transformers_folder.read(folder)
+    if "vision" not in found.parts:
+        raise ValueError(f"{folder} holds a text encoder alone ({found.model_type}); eyes need a vision system")
     built: dict[str, Any] = {}
-    for place in ("text_encoder", "vision"):
-        if place not in found.panels:
-            continue
-        family, config, tensors, assets = found.panels[place]
-        decided: Mapping[str, Any] = {"assets": assets} if assets else {}
-        if place == "vision" and "text_encoder" in built:
-            decided = {"condition": built["text_encoder"].gives}
-        panel = catalog.build(checkpoint.PLACES[place], family, config, **decided)
-        checkpoint.fill(panel, tensors, str(folder))
-        built[place] = panel.eval().requires_grad_(False)
-    pixels = Pixels(**found.pixels) if found.pixels else None
-    return Eyes(built["vision"], built.get("text_encoder"), pixels=pixels, name=folder.name)
+    for place in ("text_encoder", "vision"):  # in this order: eyes are built for the words they hear
+        if place in found.parts:
+            part = found.parts[place]
+            decided: dict[str, Any] = {"assets": part.assets} if place == "text_encoder" else {}
+            if place == "vision" and "text_encoder" in built:
+                decided = {"condition": built["text_encoder"].gives}
+            panel = catalog.build(checkpoint.PLACES[place], part.family, part.config, **decided)
+            checkpoint.fill(panel, part.tensors, str(folder))
+            built[place] = panel.eval().requires_grad_(False)
+    pixels = Pixels(**found.preprocessing._asdict())
+    return Eyes(built["vision"], built.get("text_encoder"), pixels=pixels, name=folder.name, labels=found.labels)

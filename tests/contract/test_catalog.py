@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.contract import tiny
 from triptych import catalog
 from triptych.contracts import Condition, ConditionSpec, Decoder, Prompt, Rng, Task, TextEncoder
+from triptych.eyes import Eyes
 
 SEQUENCES = ("ids_BL", "tokens_BLD", "mask_BL", "prepared_BLX")
 TRAININGS = tiny.trainings()
@@ -198,12 +199,31 @@ def test_pictures_do_not_depend_on_those_beside_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", tiny.names("vision"))
+def test_eyes_see_each_picture_by_itself(name: str) -> None:
+    """One vector a picture at least; whatever else a family can, row by row and together are the same."""
+    panel, text_encoder = listening(name)
+    sight, shown = Eyes(panel.eval(), text_encoder).sight(batch_size=3), tiny.batch(4)
+    assert shown.images_BCHW is not None
+    asks = {"features": "pooled", "image": "encode_image", "probabilities": "classify"}
+    able = {what: getattr(sight, what) for what, needs in asks.items() if hasattr(panel, needs)}
+    assert "features" in able, f"{name} has no `pooled`: no distance can look through it"
+    for what, ask in able.items():
+        out = ask(shown.images_BCHW)
+        assert out.ndim == 2 and len(out) == 4 and out.dtype == torch.float32 and out.isfinite().all() and out.std() > 0, what
+        for i in range(4):
+            close(ask(shown.images_BCHW[i : i + 1]), out[i : i + 1])
+    if hasattr(panel, "detect"):
+        logits_BQC, boxes_BQ4 = sight.detect(shown.images_BCHW)
+        assert logits_BQC.shape[:2] == boxes_BQ4.shape[:2] and boxes_BQ4.shape[2] == 4 and 0 <= boxes_BQ4.min() <= boxes_BQ4.max() <= 1
+        for i in range(4):
+            alone = sight.detect(shown.images_BCHW[i : i + 1])
+            close(alone[0], logits_BQC[i : i + 1]), close(alone[1], boxes_BQ4[i : i + 1])
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.names("vision") if getattr(catalog.family("vision", name), "role", "") == "critic"])
 def test_a_critic_scores_each_picture_by_itself(name: str) -> None:
     panel, text_encoder = listening(name)
-    if getattr(panel, "role", "") != "critic":
-        pytest.fail(f"{name} is no critic: say here what its answer looks like")
-    shown = tiny.batch(4)
-    clock = torch.zeros(4)
+    shown, clock = tiny.batch(4), torch.zeros(4)
     with torch.no_grad():
         cond = text_encoder.encode(shown.prompts)
         score = panel(shown.images_BCHW, clock, cond)

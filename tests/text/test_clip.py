@@ -40,7 +40,8 @@ def test_it_is_a_critic_that_scores_by_cosine():
     assert isinstance(clip, Critic) and clip.role == "critic" and score_B.shape == (8,) and score_B.abs().max() <= 1 + 1e-6
     image_BE = clip.encode_image(batch.images_BCHW)
     assert image_BE.shape == (8, clip.config.embed)
-    torch.testing.assert_close(image_BE.norm(dim=1), torch.ones(8))
+    cosine_B = torch.nn.functional.cosine_similarity(image_BE, clip.encode_text(cond))
+    torch.testing.assert_close(score_B, cosine_B)
     torch.testing.assert_close(clip(batch.images_BCHW[2:3], None, cond.rows([2]))[0], score_B[2], atol=1e-5, rtol=0)
 
 

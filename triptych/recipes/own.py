@@ -17,7 +17,7 @@ def own() -> Recipe:
         name="own",
         panel="generators",
         family=Family(name="dit", size="emoji"),
-        process=Family(name="rectified_flow", config={"target": "x0"}),
+        process=Family(name="rectified_flow", config={"target": "x0", "loss": "x0", "mean": 2.5, "std": 1.5, "uniform": 0.2}),
         init="emoji",
         neighbours={"text_encoder": Neighbour(model="emoji"), "decoder": Neighbour(model="emoji")},
         data=Data(sources=(Source(name="folder", options={"path": "my-pictures"}),), size=32),

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ._prompts import valid
+
 __all__ = ["BOS", "EOS", "MASK", "PAD", "SPECIAL", "Tokenizer", "learn"]
 
 PAD, BOS, EOS, MASK = range(4)
@@ -54,15 +56,15 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without [BOS] and [EOS]; "" gives []. Lone surrogates are read as U+FFFD."""
-        return [found.ids for found in self._rust.encode_batch([_valid(text) for text in texts], add_special_tokens=False)]
+        return [found.ids for found in self._rust.encode_batch([valid(text) for text in texts], add_special_tokens=False)]
 
     def tokens(self, text: str) -> list[str]:
         """What `encode` sees, readable: `["red", "apple"]`; a byte is `"<0xE9>"`."""
-        return self._rust.encode(_valid(text), add_special_tokens=False).tokens
+        return self._rust.encode(valid(text), add_special_tokens=False).tokens
 
     def after(self, text: str, count: int) -> str:
         """The rest of a text behind its first `count` tokens, as it was written."""
-        text = _valid(text)
+        text = valid(text)
         offsets = self._rust.encode(text, add_special_tokens=False).offsets
         return text[offsets[count][0] :] if count < len(offsets) else ""
 
@@ -80,7 +82,7 @@ def learn(texts: Iterable[str], vocab: int) -> bytes:
         raise ValueError(f"a vocabulary of {vocab} is too small: special tokens, bytes and ASCII are {least}; take {2 * least} or more")
     normalizer, cut = _normalizer(), _cut()
     runs: Counter[str] = Counter()
-    for text in sorted(set(map(_valid, texts))):
+    for text in sorted(set(map(valid, texts))):
         runs.update(run for run, _ in cut.pre_tokenize_str(normalizer.normalize_str(text)))
     han = {run: n for run, n in runs.items() if _is_han(run)}
     other = {run: n for run, n in runs.items() if run not in han}
@@ -138,8 +140,3 @@ def _json(vocabulary: dict[str, int], merges: list[list[str]], normalizer: Any, 
 def _is_han(run: str) -> bool:
     first = ord(run[0])
     return 0x3400 <= first <= 0x9FFF or 0xF900 <= first <= 0xFAFF or 0x20000 <= first <= 0x3FFFF
-
-
-def _valid(text: str) -> str:
-    """Surrogate pairs joined, lone surrogates replaced by U+FFFD: what Rust can hold."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

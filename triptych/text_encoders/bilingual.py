@@ -12,7 +12,6 @@ Shape legend: B batch, L tokens, D width, N heads, V vocabulary, M masked words.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
 from . import _bpe
+from ._prompts import PromptTooLong, texts_of, warn_unread
 
 __all__ = ["BilingualTransformer", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]
 
@@ -46,10 +46,6 @@ SIZES = {
     "emoji": Config(),  # 1.44 M parameters: the default's share of 16 MB
     "large": Config(vocab=8192, width=384, depth=6, num_heads=6, context_length=96),
 }
-
-
-class PromptTooLong(UserWarning):
-    """A prompt did not fit; the warning names what was not read."""
 
 
 class Attention(nn.Module):
@@ -170,16 +166,12 @@ class BilingualTransformer(nn.Module):
         """ids_BL and mask_BL on this panel's device; warnings and errors as in `encode`."""
         if self.tokenizer is None:
             raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
-        if not len(prompts):
-            raise ValueError('0 prompts; give at least one, "" if nothing is to be said')
-        texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
+        texts = texts_of(prompts)
         room = self.config.context_length - 2
         rows = self.tokenizer.encode(texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row) > room:
-                unread = self.tokenizer.after(text, room)
-                said = f"a prompt of {len(row)} tokens, where this text encoder reads {room}; not read: {unread!r}"
-                warnings.warn(said, PromptTooLong, stacklevel=3)
+                warn_unread(len(row), room, self.tokenizer.after(text, room))
         rows = [[_bpe.BOS, *row[:room], _bpe.EOS] for row in rows]
         longest = max(map(len, rows))
         ids_BL = torch.tensor([row + [_bpe.PAD] * (longest - len(row)) for row in rows]).to(self.embedding.weight.device)

@@ -1,0 +1,216 @@
+"""CLIP's text tower (Radford et al., arXiv 2103.00020, section 2.4): a causal transformer that Stable Diffusion listens to as well.
+
+A prompt is [start] words [end]; a token hears itself and those before it, so the state of [end] has heard all, and is the pooled
+one. The mask was left causal "to preserve the ability to add language modeling": that is the task with which the tower can be
+trained alone. With pictures it is trained as the neighbour of `vision/clip.py`.
+
+Shape legend: B batch, L tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
+from ..layers.encoder import Activation, EncoderBlock
+from . import _clip_bpe
+from ._prompts import PromptTooLong, texts_of, warn_unread
+
+__all__ = ["CLIPText", "Config", "NextWord", "PromptTooLong", "SIZES", "TASKS"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """vocab: rows of the embedding.  context_length: tokens of a prompt, the first and the last included.
+
+    end: the token whose first place is pooled. None = the highest id of the row: so OpenAI's code finds [end], which is its last
+    token, and so does transformers where eos_token_id is 2, a mistake in its older configurations.
+    """
+
+    vocab: int = 49408
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    context_length: int = 77
+    activation: Activation = "quick_gelu"
+    eps: float = 1e-5
+    end: int | None = None
+
+
+SIZES = {
+    "tiny": Config(vocab=640, width=32, depth=1, num_heads=2),
+    "small": Config(vocab=4096, width=192, depth=4, num_heads=4),
+    "ViT-B/32": Config(),  # ViT-B/16 and RN50 have the same
+    "ViT-L/14": Config(width=768, num_heads=12),
+}
+
+
+class CLIPText(nn.Module):
+    """Prompts in, token states and a pooled state out. Only `Prompt.text` is read, lower-cased.
+
+    assets: "tokenizer.json", or "vocab.json" and "merges.txt". Without them the panel has no vocabulary until
+    `learn_vocabulary(texts)`, and `encode` says so. Raises ValueError if the tokenizer holds more tokens than `config.vocab`.
+    """
+
+    def __init__(self, config: Config, *, assets: Mapping[str, bytes] | None = None) -> None:
+        super().__init__()
+        if config.context_length < 3:
+            raise ValueError(f"context_length {config.context_length} leaves no room for a word between [start] and [end]; take 3 or more")
+        self.config = config
+        self.gives = ConditionSpec(vocab=config.vocab, width=config.width, context_length=config.context_length, pooled=config.width)
+        self.tokenizer: _clip_bpe.Tokenizer | None = None
+        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.position_LD = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
+        hidden = round(config.width * config.mlp_ratio)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config.width, config.num_heads, hidden, config.activation, config.eps, causal=True) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self._initialise()
+        if assets and any(name in assets for name in _clip_bpe.FILES):
+            self._use(_clip_bpe.Tokenizer(assets))
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        for name, weight in self.blocks.named_parameters():
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+            if name.endswith(("out.weight", "mlp.2.weight")):  # each of 2 * depth parts adds its share of one unit of variance
+                with torch.no_grad():
+                    weight.mul_((2 * self.config.depth) ** -0.5)
+
+    # --- the vocabulary ---
+
+    @property
+    def has_vocabulary(self) -> bool:
+        return self.tokenizer is not None
+
+    def learn_vocabulary(self, texts: Iterable[str]) -> None:
+        """Learn the tokens from texts. Raises ValueError if there is a vocabulary: its ids have a meaning."""
+        if self.tokenizer is not None:
+            raise ValueError("this text encoder has a vocabulary, and its weights know words by it; build a new encoder for another")
+        self._use(_clip_bpe.Tokenizer({"tokenizer.json": _clip_bpe.learn(texts_of(list(texts)), self.config.vocab)}))
+
+    def _use(self, tokenizer: _clip_bpe.Tokenizer) -> None:
+        rows = self.config.vocab
+        if len(tokenizer) > rows:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows; set vocab to {len(tokenizer)} or more")
+        self.tokenizer = tokenizer
+
+    def assets(self) -> dict[str, bytes]:
+        """The files that belong beside the weights."""
+        return {} if self.tokenizer is None else {"tokenizer.json": self.tokenizer.json_bytes}
+
+    # --- what the prompts say ---
+
+    def encode(
+        self, prompts: Sequence[Prompt | str], *, encode_image: Callable[[Tensor], Tensor] | None = None, rng: Rng | None = None
+    ) -> Condition:
+        """B prompts to ids_BL, tokens_BLD (final-normed, 0 at padding), mask_BL and pooled_BD; L is the longest prompt's.
+
+        Warns PromptTooLong, naming the part, where a prompt is cut. Raises ValueError where there is no vocabulary or no prompt.
+        """
+        ids_BL, mask_BL = self.ids(prompts)
+        return self.condition(ids_BL, mask_BL)
+
+    def null(self, prompts: Sequence[Prompt | str]) -> Condition:
+        """The empty prompt, once for each of the prompts: [start] [end]."""
+        ids_BL, mask_BL = self.ids([""])
+        one = self.condition(ids_BL, mask_BL)
+        return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=ids_BL.device))
+
+    def ids(self, prompts: Sequence[Prompt | str]) -> tuple[Tensor, Tensor]:
+        """ids_BL, padded with [end], and mask_BL, on this panel's device; warnings and errors as in `encode`."""
+        if self.tokenizer is None:
+            raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
+        texts, room = texts_of(prompts), self.config.context_length - 2
+        rows = self.tokenizer.encode(texts)
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > room:
+                warn_unread(len(row), room, self.tokenizer.after(text, room))
+        start, end = self.tokenizer.start, self.tokenizer.end
+        rows = [[start, *row[:room], end] for row in rows]
+        longest, device = max(map(len, rows)), self.embedding.weight.device
+        ids_BL = torch.tensor([row + [end] * (longest - len(row)) for row in rows]).to(device)
+        lengths_B = torch.tensor([len(row) for row in rows]).to(device)
+        return ids_BL, torch.arange(longest, device=device) < lengths_B[:, None]
+
+    def condition(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Condition:
+        """The network alone: token ids in [0, V), True in mask_BL where a token is real; without a mask all of them are.
+
+        Padding stands at the end, where no real token hears it. Raises ValueError for more than `context_length` tokens.
+        """
+        length = ids_BL.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(f"{length} tokens, where this text encoder reads {self.config.context_length}")
+        x_BLD = self.embedding(ids_BL) + self.position_LD[:length]
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        x_BLD = self.norm(x_BLD)
+        end_BL = ids_BL if self.config.end is None else (ids_BL == self.config.end).int()
+        pooled_BD = x_BLD[torch.arange(len(ids_BL), device=ids_BL.device), end_BL.argmax(dim=1)]
+        if mask_BL is not None:
+            x_BLD = x_BLD * mask_BL[..., None]
+        return Condition(ids_BL=ids_BL, tokens_BLD=x_BLD, mask_BL=mask_BL, pooled_BD=pooled_BD)
+
+
+class NextWord:
+    """The task: panel 1 learns from texts alone, each word from those before it. The embedding is the head as well (arXiv 1608.05859).
+
+    vocabulary_texts: how many texts the vocabulary is learnt from, where the panel has none.
+    """
+
+    def __init__(self, panel: CLIPText, *, neighbours: Mapping[str, Any] | None = None, vocabulary_texts: int = 100_000) -> None:
+        self.modules = nn.ModuleDict({"text_encoder": panel})
+        self.panel, self.vocabulary_texts = panel, vocabulary_texts
+
+    def prepare_data(self, dataset: Any) -> None:
+        """Called once, before training."""
+        if not self.panel.has_vocabulary:
+            self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
+
+    def panels(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.panel}
+
+    def plan(self, step: int) -> tuple[str, ...]:
+        return ("main",)
+
+    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
+        return dict(self.modules.named_parameters())
+
+    def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """loss_BL and right_BL of each next word, 0 where there is none, and how many a row has; [end] is a word, [start] is not."""
+        ids_BL, mask_BL = self.panel.ids(batch.prompts)
+        states_BLD = self.panel.condition(ids_BL, mask_BL).tokens_BLD
+        assert states_BLD is not None
+        logits_BLV = F.linear(states_BLD[:, :-1], self.panel.embedding.weight).float()
+        target_BL, there_BL = ids_BL[:, 1:], mask_BL[:, 1:]
+        loss_BL = F.cross_entropy(logits_BLV.transpose(1, 2), target_BL, reduction="none") * there_BL
+        return loss_BL, (logits_BLV.argmax(-1) == target_BL) * there_BL, there_BL.sum(dim=1)
+
+    def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
+        """loss: the mean over the batch's words; right: the share guessed."""
+        loss_BL, right_BL, count_B = self._guessed(batch)
+        return {"loss": loss_BL.sum() / count_B.sum(), "right": right_BL.sum() / count_B.sum()}
+
+    def after_step(self, phase: str, step: int) -> None:
+        pass
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """loss and right, [B]: the row's means."""
+        loss_BL, right_BL, count_B = self._guessed(batch)
+        return {"loss": loss_BL.sum(dim=1) / count_B, "right": right_BL.sum(dim=1) / count_B}
+
+    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
+        return None
+
+
+TASKS = {"next_word": NextWord}
