@@ -10,7 +10,7 @@ A judge asks through `eyes.sight()`, which takes pictures as they are and gives 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +78,10 @@ class Eyes:
     ) -> None:  # fmt: skip
         self.vision, self.text_encoder = vision, text_encoder
         side = getattr(vision, "image_size", None) or getattr(vision.config, "image_size", None)
-        if pixels is None and side is None:
+        if pixels is None and side is None and not hasattr(vision, "preprocess"):
             raise ValueError(f"{type(vision).__name__} does not say which size it looks at; give pixels=Pixels(...)")
-        self.pixels = pixels or Pixels(height=int(side), width=int(side))
+        # a network whose own resizing is part of its definition (Inception for the FID) has `preprocess`
+        self.pixels: Callable[[Tensor], Tensor] = pixels or getattr(vision, "preprocess", None) or Pixels(height=int(side), width=int(side))
         self.name, self.labels = name or type(vision).__name__, tuple(labels)
 
     @property
@@ -106,7 +107,7 @@ class Eyes:
             return self.pixels(images.to(self.device))
         rows = [self.pixels(as_tensor(image)) for image in images]
         if len({row.shape for row in rows}) > 1:
-            raise ValueError(f"pictures of several shapes do not make one batch where the fit is {self.pixels.fit!r}; give one at a time")
+            raise ValueError("pictures of several shapes do not make one batch, for these eyes keep a picture's shape; give one at a time")
         return torch.cat(rows).to(self.device)
 
     @torch.no_grad()
@@ -156,7 +157,8 @@ class Eyes:
             kind = checkpoint.PLACES[place]
             card = {k: v for k, v in getattr(panel, "card", {}).items() if k != "fingerprint"}
             checkpoint.save_panel(folder / place, panel, kind=kind, name=catalog.name_of(kind, panel), config=panel.config, card=card)  # type: ignore[arg-type, union-attr]
-        checkpoint.export_model(folder, name=self.name, sampling={}, panels={}, pixels=dataclasses.asdict(self.pixels), labels=self.labels)
+        more = {"pixels": dataclasses.asdict(self.pixels)} if isinstance(self.pixels, Pixels) else {}
+        checkpoint.export_model(folder, name=self.name, sampling={}, panels={}, labels=self.labels, **more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,15 @@ class Sight:
     @property
     def name(self) -> str:
         return self.eyes.name
+
+    @property
+    def classifies(self) -> bool:
+        return hasattr(self.eyes.vision, "classify")
+
+    @property
+    def is_inception(self) -> bool:
+        """The original Inception weights: only then may a distance be called FID."""
+        return bool(getattr(self.eyes.vision, "original", False))
 
     @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
@@ -189,9 +200,20 @@ class Sight:
         logits, boxes = zip(*(self.eyes.detect(pixels) for pixels in self._pixels(images_BCHW)), strict=True)
         return torch.cat(logits).float(), torch.cat(boxes).float()
 
+    @torch.no_grad()
     def probabilities(self, images_BCHW: Tensor) -> Tensor:
         """[B, K], of eyes that know classes."""
-        return torch.cat([self.eyes.classify(pixels).float() for pixels in self._pixels(images_BCHW)]).softmax(-1)
+        ask = getattr(self.eyes.vision, "probabilities", None) or (lambda pixels: self.eyes.classify(pixels).softmax(-1))
+        return torch.cat([ask(pixels).float() for pixels in self._pixels(images_BCHW)])
+
+    @torch.no_grad()
+    def features_and_probabilities(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, in one look where the network can."""
+        both = getattr(self.eyes.vision, "features_and_probabilities", None)
+        if both is None:
+            return self.features(images_BCHW), self.probabilities(images_BCHW)
+        features, probabilities = zip(*(both(pixels) for pixels in self._pixels(images_BCHW)), strict=True)
+        return torch.cat(features).float(), torch.cat(probabilities).float()
 
     def _pixels(self, images_BCHW: Tensor) -> Iterator[Tensor]:
         for rows in images_BCHW.split(self.batch_size):
