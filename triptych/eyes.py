@@ -77,11 +77,7 @@ class Eyes:
         labels: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.vision, self.text_encoder = vision, text_encoder
-        side = getattr(vision, "image_size", None) or getattr(vision.config, "image_size", None)
-        if pixels is None and side is None and not hasattr(vision, "preprocess"):
-            raise ValueError(f"{type(vision).__name__} does not say which size it looks at; give pixels=Pixels(...)")
-        # a network whose own resizing is part of its definition (Inception for the FID) has `preprocess`
-        self.pixels: Callable[[Tensor], Tensor] = pixels or getattr(vision, "preprocess", None) or Pixels(height=int(side), width=int(side))
+        self.pixels: Callable[[Tensor], Tensor] = pixels or getattr(vision, "preprocess", None) or _own(vision)
         self.name, self.labels = name or type(vision).__name__, tuple(labels)
 
     @property
@@ -220,6 +216,14 @@ class Sight:
             yield self.eyes.preprocess(rows)
 
 
+def _own(vision: Any) -> Pixels:
+    """[-1, 1] at the size that the vision system names. One whose resizing is part of its definition (the FID's) has `preprocess`."""
+    side = getattr(vision, "image_size", None)
+    if side is None:
+        raise ValueError(f"{type(vision).__name__} does not say which size it looks at; give pixels=Pixels(...)")
+    return Pixels(height=side, width=side)
+
+
 def as_tensor(image: Image.Image) -> Tensor:
     """A PIL picture to [1, 3, H, W] in [-1, 1]; transparent parts over white."""
     if image.mode in ("RGBA", "LA", "P"):
@@ -247,7 +251,8 @@ def load_eyes(model: str | Path, *, device: str = "cpu") -> Eyes:
     if heard and given and heard != given:
         raise ValueError(f"the eyes {vision.card.get('fingerprint')} were trained with text encoder {heard}, not with {given}")
     pixels = _pixels(described["pixels"], folder) if "pixels" in described else None
-    return Eyes(vision, text_encoder, pixels=pixels, name=described.get("name") or folder.name, labels=described.get("labels", ())).to(device)
+    name, labels = described.get("name") or folder.name, described.get("labels", ())
+    return Eyes(vision, text_encoder, pixels=pixels, name=name, labels=labels).to(device)
 
 
 def _pixels(values: Any, folder: Path) -> Pixels:

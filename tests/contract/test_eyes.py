@@ -18,7 +18,8 @@ from triptych.eyes import Eyes, Pixels, as_tensor
 def test_a_folder_gives_the_same_eyes(tmp_path: Path, name: str) -> None:
     words = tiny.build("text_encoders", "bilingual")
     panel = tiny.awake(tiny.build("vision", name, condition=words.gives)).eval()
-    given = {} if hasattr(panel, "preprocess") else {"pixels": Pixels(height=panel.image_size, width=panel.image_size, mean=(0.4, 0.5, 0.6))}
+    side = getattr(panel, "image_size", 0)
+    given = {} if hasattr(panel, "preprocess") else {"pixels": Pixels(height=side, width=side, mean=(0.4, 0.5, 0.6))}
     Eyes(panel, words.eval(), name="mine", labels=("a", "b"), **given).save(tmp_path / "a")
     eyes = triptych.load(tmp_path / "a")
     assert isinstance(eyes, Eyes) and eyes.name == "mine" and eyes.labels == ("a", "b") and eyes.fingerprint
