@@ -75,7 +75,7 @@ def emoji() -> Recipe:
         optimizer=Optimizer(name="muon", lr=1e-3, warmup=0.02, decay=0.4),
         steps=7000, batch=64, ema=0.06, validate_every=500, preview_every=1000, save_every=250,
         preview_prompts=PROMPTS,
-        sampling={"steps": 20, "guidance": 2.5},
+        sampling={"steps": 20, "guidance": 2.0},
     )  # fmt: skip
 
 
@@ -119,6 +119,6 @@ def emoji_autoencoder() -> Recipe:
         family=Family(name="autoencoder_kl", size="emoji"),
         task="kl",
         data=Data(sources=(Source(name="emoji", weight=3.0), Source(name="scenes")), size=64),
-        optimizer=Optimizer(lr=1e-3),
+        optimizer=Optimizer(lr=5e-4, warmup=0.05),
         steps=2000, batch=16, validate_every=250, preview_every=500, save_every=500,
     )  # fmt: skip
