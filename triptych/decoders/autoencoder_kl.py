@@ -150,10 +150,11 @@ class AutoencoderKL(nn.Module):
         first, the decoder learns not to listen, and nothing ever teaches the encoder to speak up."""
         for module in self.modules():
             last = module.conv2 if isinstance(module, ResBlock) else module.out if isinstance(module, AttentionBlock) else None
-            if last is not None:
-                last.weight.zero_()
-                last.bias.zero_()
-        (self.quant if isinstance(self.quant, nn.Conv2d) else self.encoder.head).bias[z:].fill_(-6.0)
+            for parameter in [] if last is None else last.parameters():
+                parameter.zero_()
+        bias = (self.quant if isinstance(self.quant, nn.Conv2d) else self.encoder.head).bias
+        assert bias is not None
+        bias[z:].fill_(-6.0)
 
     @property
     def latent(self) -> LatentSpace:

@@ -56,6 +56,7 @@ class Run:
         self.averages = Averages(averaged, (recipe.ema, recipe.ema / 2) if recipe.ema else ())
         self.phases: dict[str, Optimizers] = {}
         self.compiled = self._compile() if recipe.compile else []
+        self._compared: set[str] = set()  # phases whose compiled gradients were seen beside plain ones
         self._examples = self._held_out_batches(held_out)
 
     # --- one step ---
@@ -113,6 +114,9 @@ class Run:
 
     def _descend(self, batch: Batch, phase: str, rng: Rng) -> dict[str, Tensor]:
         try:
+            if self.compiled and phase not in self._compared:
+                self._compared.add(phase)
+                self._compare(batch, phase, rng)
             with self._autocast():
                 losses = self.task.losses(batch, phase, self.step, rng)
             losses["loss"].backward()
@@ -121,12 +125,39 @@ class Run:
             if not self.compiled:
                 raise
             why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
-            self.report.say(f"torch.compile gave up, going on without it: {why}")
-            for module in self.compiled:
-                module._compiled_call_impl = None
-            self.compiled = []
+            self._give_up_compiling(f"torch.compile gave up, going on without it: {why}")
             self.task.modules.zero_grad(set_to_none=True)
             return self._descend(batch, phase, rng)  # nothing was stepped yet: the same step again
+
+    def _compare(self, batch: Batch, phase: str, rng: Rng) -> None:
+        """Compiled code may be wrong without a word. Once a process the gradients of a phase's step are made both ways; a parameter that
+        learns only in the plain one ends the compiling. Nothing else changes: neither weights, nor buffers, nor what torch draws."""
+        kept, seed = {name: b.clone() for name, b in self.task.modules.named_buffers()}, int(rng.keys_B[0])
+        norms: list[dict[str, float]] = []
+        try:
+            for way in (self.uncompiled(), contextlib.nullcontext()):
+                torch.manual_seed(seed)
+                with way, self._autocast():
+                    losses = self.task.losses(batch, phase, self.step, rng)
+                losses["loss"].backward()
+                norms.append({name: float(p.grad.norm()) for name, p in self.task.modules.named_parameters() if p.grad is not None})
+                self.task.modules.zero_grad(set_to_none=True)
+        finally:
+            with torch.no_grad():
+                for name, buffer in self.task.modules.named_buffers():
+                    buffer.copy_(kept[name])
+            torch.manual_seed(seed)
+        plain, compiled = norms
+        dead = [name for name, norm in plain.items() if norm > 1e-6 * max(plain.values()) and compiled.get(name, 0.0) == 0.0]
+        if dead:
+            said = f"compiled, {dead[0]} gets no gradient{f', nor do {len(dead) - 1} more' if dead[1:] else ''}"
+            self._give_up_compiling(f"torch.compile went wrong, going on without it: {said}")
+
+    def _give_up_compiling(self, why: str) -> None:
+        self.report.say(why)
+        for module in self.compiled:
+            module._compiled_call_impl = None
+        self.compiled = []
 
     def _phase(self, phase: str) -> Optimizers:
         """The phase's optimizers; only its parameters take gradients."""
