@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 import triptych
 from triptych.contracts import Prompt
 from triptych.data import emoji as artwork
 from triptych.data import scenes
+from triptych.data import sheet as sheets
 from triptych.judges import nearest, scene_reader
 from triptych.pipeline import TextToImage
 
@@ -49,27 +49,10 @@ def draw(model: TextToImage, prompts: list[Prompt], seed: int, args: argparse.Na
     return torch.cat(out)
 
 
-def sheet(path: Path, rows: list[tuple[str, list[torch.Tensor]]], columns: int, side: int = 64) -> None:
-    """Captions over their pictures (drawn, then what stands beside it), as a palette PNG."""
-    font = _font(11)
-    wide, high = max(len(pictures) for _, pictures in rows) * (side + 2) + 6, side + 20
-    canvas = Image.new("RGB", (columns * wide, -(-len(rows) // columns) * high), "white")
-    pen = ImageDraw.Draw(canvas)
-    for i, (caption, pictures) in enumerate(rows):
-        x, y = (i % columns) * wide, (i // columns) * high
-        pen.text((x + 2, y + 2), caption[: wide // 6], fill="black", font=font)
-        for k, picture in enumerate(pictures):
-            pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            canvas.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (x + 2 + k * (side + 2), y + 17))
+def sheet(path: Path, rows: list[tuple[str, list[torch.Tensor]]], columns: int, side: int = 64, lines: int = 2) -> None:
+    """A palette PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.quantize(128).save(path, optimize=True)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for path in ("/usr/share/fonts/truetype/wqy/wqy-microhei.ttc", "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc"):
-        if Path(path).exists():
-            return ImageFont.truetype(path, size)
-    return ImageFont.load_default(size)
+    sheets.sheet(rows, columns, side=side, smooth=True, lines=lines).quantize(128).save(path, optimize=True)
 
 
 def main() -> None:
@@ -129,7 +112,7 @@ def main() -> None:
         name = "scenes_held_out" if held_out else "scenes_seen"
         report |= {name: reader.result(), f"{name}_ceiling": ceiling.result()}
         print(f"{name}: {reader.result()}  (real pictures read: {ceiling.result()['right']:.3f})")
-        sheet(args.out / f"{name.replace('_', '-')}.png", [(p.text, [drawn[k]]) for k, p in enumerate(prompts[:40])], 5)
+        sheet(args.out / f"{name.replace('_', '-')}.png", [(p.text, [drawn[k]]) for k, p in enumerate(prompts[:40])], 8, 96, lines=3)
 
     # By eye: fixed prompts, then ideas never seen.
     unseen = [emoji[i].name_en for i in order if emoji[i].group == "held_out_idea" and emoji[i].single][:22]

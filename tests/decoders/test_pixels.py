@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from triptych.contracts import Rng
 from triptych.layers.fingerprint import fingerprint_tensors
-from triptych.layers.pixels import average_down, pixel_space
+from triptych.layers.pixels import average_down, pixel_space, varied
 
 
 @pytest.mark.parametrize(("old", "new"), [((12, 12), 4), ((9, 6), (3, 6)), ((34, 34), 8), ((7, 5), (3, 4)), ((10, 10), 10)])
@@ -53,3 +54,30 @@ def test_fingerprint_tells_content_from_layout():
     )
     assert len({print_, fingerprint_tensors(tensors, "more"), *(fingerprint_tensors(other) for other in others)}) == 6
     assert fingerprint_tensors({"h": torch.ones(3, dtype=torch.bfloat16), "s": torch.tensor(1.0)}) != print_
+
+
+def test_varied_pictures_depend_on_their_own_key() -> None:
+    image = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    how = {"jitter": 0.2, "halvings": 2, "noise": 0.1}
+    rng = Rng.of_seeds(range(6))
+    every = varied(image, rng, **how)
+    assert every.shape == image.shape and every.abs().max() <= 1
+    assert torch.equal(every, varied(image, rng, **how))
+    torch.testing.assert_close(every[2:3], varied(image[2:3], rng.rows([2]), **how))
+    assert torch.equal(varied(image, rng), image)
+
+
+def test_varied_keeps_what_is_shown() -> None:
+    """A disc in the middle stays within the moves that were allowed; half of the pictures keep their sharpness."""
+    n, side = 200, 64
+    at = torch.arange(side) - side / 2 + 0.5
+    disc = (at[:, None] ** 2 + at[None] ** 2 < 16**2).float() * -2 + 1
+    rng = Rng.of_seeds(range(n))
+    moved = varied(disc.expand(n, 3, side, side), rng, jitter=0.1)
+    dark = (1 - moved[:, 0]) / 2
+    area, x = dark.sum((1, 2)), (dark * at).sum((1, 2)) / dark.sum((1, 2))
+    assert x.abs().max() <= 0.1 / 2 * side * 1.15 and x.std() > 1
+    assert area.min() > disc.lt(0).sum() / 1.1**2 / 1.05 and area.max() < disc.lt(0).sum() * 1.1**2 * 1.05
+    noise = rng.normal("picture", (3, side, side))
+    sharp = varied(noise, rng, halvings=1).flatten(1).std(1)
+    assert 0.35 < (sharp > 0.9).float().mean() < 0.65

@@ -177,3 +177,21 @@ def test_refusals() -> None:
             Inception(config)
     with pytest.raises(ValueError, match="no head"):
         Inception(Config(num_classes=0, shrink=16, side=75)).classify(torch.zeros(1, 3, 75, 75))
+
+
+def test_the_public_file_is_taken_by_its_hash_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scripts import inception_weights
+
+    torch.manual_seed(0)
+    source, target = tmp_path / "weights.pth", tmp_path / "inception.safetensors"
+    network = Inception(Config())
+    torch.save({name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}, source)
+    with pytest.raises(SystemExit, match="SHA-256"):
+        inception_weights.main(str(source), str(target))
+    assert not target.exists()
+    found = hashlib.sha256(source.read_bytes()).hexdigest()
+    for module in (inception_weights, inception):
+        monkeypatch.setattr(module, "PUBLISHED", found)
+    inception_weights.main(str(source), str(target))
+    made = Inception.from_file(target)
+    assert made.original and torch.equal(made.fc.weight, network.fc.weight)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from triptych.text_encoders._bpe import BOS, EOS, MASK, PAD, SPECIAL, Tokenizer,
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(learn(TEXTS, 640))
+    return Tokenizer({"tokenizer.json": learn(TEXTS, 640)})
 
 
 def test_special_tokens_stand_first(tokenizer):
@@ -51,7 +51,7 @@ def test_white_space_separates_and_says_nothing(tokenizer):
 def test_no_token_crosses_a_script_or_is_a_long_phrase():
     from unicodedata import name
 
-    vocabulary = Tokenizer(learn([f"{text}{text[0]}apple红色12" for text in TEXTS] * 3, 900))._rust.get_vocab()
+    vocabulary = Tokenizer({"tokenizer.json": learn([f"{text}{text[0]}apple红色12" for text in TEXTS] * 3, 900)})._rust.get_vocab()
     for token in vocabulary:
         if token in SPECIAL or token.startswith("<0x"):
             continue
@@ -94,11 +94,11 @@ def test_learning_depends_on_the_set_of_texts_alone():
 
 def test_learning_from_one_language_or_from_nothing_works():
     for texts in (["red apple", "green apple"], ["红苹果", "青苹果"], []):
-        assert Tokenizer(learn(texts, 512)).encode(["red 红"])[0]
+        assert Tokenizer({"tokenizer.json": learn(texts, 512)}).encode(["red 红"])[0]
 
 
 def test_json_round_trip(tokenizer):
-    again = Tokenizer(tokenizer.json_bytes)
+    again = Tokenizer({"tokenizer.json": tokenizer.json_bytes})
     assert again.encode(TEXTS) == tokenizer.encode(TEXTS) and again.json_bytes == tokenizer.json_bytes
 
 
@@ -111,6 +111,6 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"take \d+ or more"):
         learn(TEXTS, 100)
     with pytest.raises(ValueError, match="no tokenizer"):
-        Tokenizer(b"{}")
+        Tokenizer({"tokenizer.json": b"{}"})
     with pytest.raises(ValueError, match="no tokenizer"):
-        Tokenizer(b"\xff\xfe")
+        Tokenizer({"tokenizer.json": b"\xff\xfe"})

@@ -1,16 +1,18 @@
-"""A contact sheet: pictures in rows, each with its caption beneath."""
+"""A sheet of cells: pictures side by side, a caption beneath that never leaves its cell."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..contracts import Batch
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "font", "sheet"]
 
 # Fonts that have Chinese; Pillow's own has none, and draws a box for each character instead.
 _FONTS = (
@@ -20,11 +22,12 @@ _FONTS = (
     "/System/Library/Fonts/PingFang.ttc", "/System/Library/Fonts/STHeiti Light.ttc",
     "C:/Windows/Fonts/msyh.ttc", "C:/Windows/Fonts/simsun.ttc",
 )  # fmt: skip
-_LINES = 3
+_LINE, _GAP = 16, 6  # pixels
 
 
 @cache
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """A font that has Chinese, where this machine has one."""
     from PIL import ImageFont
 
     for path in _FONTS:
@@ -38,38 +41,47 @@ def contact_sheet(batch: Batch, columns: int = 8, *, least: int = 128) -> Any:
 
     Raises ValueError for an empty batch.
     """
-    from PIL import Image, ImageDraw
-
-    rows = len(batch.prompts)
-    if not rows:
-        raise ValueError("an empty batch has nothing to show")
     images = batch.images_BCHW
     side = least if images is None else images.shape[-1] * max(1, least // images.shape[-1])
-    font = _font(12)
-    line, gap = 16, 6
-    foot = _LINES * line + 2 * gap
-    columns = max(1, min(columns, rows))
-    cell = foot + (side if images is not None else 0)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, -(-rows // columns) * cell + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, prompt in enumerate(batch.prompts):
-        x, y = gap + i % columns * (side + gap), gap + i // columns * cell
-        if images is not None:
-            pixels = ((images[i].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-            sheet.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), Image.Resampling.NEAREST), (x, y))
-            draw.rectangle((x - 1, y - 1, x + side, y + side), outline=(208, 208, 208))
-            y += side
-        for k, text in enumerate(_wrapped(prompt.text or f"label {prompt.label}", font, side)):
-            draw.text((x, y + gap // 2 + k * line), text, fill="black", font=font)
-    return sheet
+    captions = [prompt.text or f"label {prompt.label}" for prompt in batch.prompts]
+    return sheet([(text, [] if images is None else [images[i]]) for i, text in enumerate(captions)], columns, side=side)
 
 
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """At most three lines; words are kept whole where there are spaces, Chinese breaks anywhere."""
+def sheet(
+    cells: Sequence[tuple[str, Sequence[Tensor]]], columns: int = 8, *, side: int = 128, smooth: bool = False, lines: int = 3
+) -> Any:
+    """A PIL.Image of cells (caption, its pictures [3, H, W] in [-1, 1] side by side, each drawn `side` wide and high).
+
+    smooth: enlarge between pixels, not by whole ones.  lines: of a caption, at most; what does not fit ends in "…".
+    Raises ValueError where there is no cell.
+    """
+    from PIL import Image, ImageDraw
+
+    if not cells:
+        raise ValueError("an empty batch has nothing to show")
+    letters, how = font(12), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    many, columns = max(len(pictures) for _, pictures in cells), max(1, min(columns, len(cells)))
+    wide, high = max(1, many) * (side + 2) - 2, lines * _LINE + 2 * _GAP + (side if many else 0)
+    canvas = Image.new("RGB", (columns * (wide + _GAP) + _GAP, -(-len(cells) // columns) * high + _GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (caption, pictures) in enumerate(cells):
+        x, y = _GAP + i % columns * (wide + _GAP), _GAP + i // columns * high
+        for k, picture in enumerate(pictures):
+            pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+            canvas.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), how), (x + k * (side + 2), y))
+            draw.rectangle((x + k * (side + 2) - 1, y - 1, x + k * (side + 2) + side, y + side), outline=(208, 208, 208))
+        y += (side if many else 0) + _GAP // 2
+        for k, text in enumerate(_wrapped(caption, letters, wide, lines)):
+            draw.text((x, y + k * _LINE), text, fill="black", font=letters)
+    return canvas
+
+
+def _wrapped(text: str, letters: Any, width: int, most: int) -> list[str]:
+    """At most so many lines; words are kept whole where there are spaces, Chinese breaks anywhere."""
     lines, rest = [], text
-    while rest and len(lines) < _LINES:
+    while rest and len(lines) < most:
         fits = len(rest)
-        while fits > 1 and font.getlength(rest[:fits]) > width:
+        while fits > 1 and letters.getlength(rest[:fits]) > width:
             fits -= 1
         if fits < len(rest):
             space = rest.rfind(" ", 1, fits + 1)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ._prompts import valid
 
-__all__ = ["BOS", "EOS", "MASK", "PAD", "SPECIAL", "Tokenizer", "learn"]
+__all__ = ["BOS", "EOS", "FILES", "MASK", "PAD", "SPECIAL", "Tokenizer", "learn"]
+
+FILES = ("tokenizer.json",)
 
 PAD, BOS, EOS, MASK = range(4)
 SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[MASK]")
@@ -34,14 +36,17 @@ _HAN_SHARE = 0.5  # of the learnt vocabulary; English words are longer and fewer
 
 
 class Tokenizer:
-    """Texts to lists of token ids, from the JSON that `learn` returns.
+    """Texts to lists of token ids, from {"tokenizer.json": what `learn` returned}.
 
     No special token is ever read out of a text: "[MASK]" in a prompt is six letters and signs. Raises ValueError if the JSON is not ours.
     """
 
-    def __init__(self, json_bytes: bytes) -> None:
+    start, end, pad = BOS, EOS, PAD
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
         from tokenizers import Tokenizer as Rust
 
+        json_bytes = files["tokenizer.json"]
         expected = "expected the tokenizer.json that a text encoder was saved with"
         try:
             self._rust = Rust.from_str(json_bytes.decode("utf-8"))

@@ -36,7 +36,7 @@ class Tokenizer:
         start, end = rust.token_to_id(START), rust.token_to_id(END)
         if start is None or end is None:
             raise ValueError(f"this tokenizer has no {START} or no {END}; expected CLIP's")
-        self.start, self.end = start, end
+        self.start, self.end, self.pad = start, end, end
         rust.no_truncation()
         rust.no_padding()
         rust.encode_special_tokens = True

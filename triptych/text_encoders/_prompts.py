@@ -1,17 +1,94 @@
-"""What every text encoder does with prompts before it reads them."""
+"""What every text encoder does with prompts before it reads them: words to token ids, by a vocabulary that is learnt once."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
-from ..contracts import Prompt
+import torch
+from torch import Tensor
 
-__all__ = ["PromptTooLong", "texts_of", "valid", "warn_unread"]
+from ..contracts import Condition, Prompt, Rng
+
+__all__ = ["PromptTooLong", "Tokenized", "texts_of", "valid"]
 
 
 class PromptTooLong(UserWarning):
     """A prompt did not fit; the warning names what was not read."""
+
+
+class Tokenized:
+    """A text encoder's way from prompts to `condition(ids_BL, mask_BL)`; mixed into a panel with `config.vocab`, `config.context_length`
+    and `embedding`.
+
+    bpe: the module of its tokenizer: `Tokenizer(files)` with start, end and pad ids, `learn(texts, vocab)`, and FILES that it may be read
+    from. Without them the panel has no vocabulary until `learn_vocabulary`, and `encode` says so.
+    """
+
+    bpe: ModuleType
+    config: Any
+    embedding: Any
+    condition: Callable[..., Condition]
+
+    def read_vocabulary(self, files: Mapping[str, bytes] | None) -> None:
+        """Called once, by the panel's __init__. Raises ValueError if the tokenizer holds more tokens than the embedding has rows."""
+        self.tokenizer: Any = None
+        if files and any(name in files for name in self.bpe.FILES):
+            tokenizer, rows = self.bpe.Tokenizer(files), self.config.vocab
+            if len(tokenizer) > rows:
+                many = len(tokenizer)
+                raise ValueError(f"the tokenizer has {many} tokens, the embedding {rows} rows; set vocab to {many} or more")
+            self.tokenizer = tokenizer
+
+    @property
+    def has_vocabulary(self) -> bool:
+        return self.tokenizer is not None
+
+    def learn_vocabulary(self, texts: Iterable[str]) -> None:
+        """Learn the tokens from texts. Raises ValueError if there is a vocabulary: its ids have a meaning."""
+        if self.has_vocabulary:
+            raise ValueError("this text encoder has a vocabulary, and its weights know words by it; build a new encoder for another")
+        self.read_vocabulary({"tokenizer.json": self.bpe.learn(map(valid, texts), self.config.vocab)})
+
+    def assets(self) -> dict[str, bytes]:
+        """The files that belong beside the weights."""
+        return {} if self.tokenizer is None else {"tokenizer.json": self.tokenizer.json_bytes}
+
+    def encode(
+        self, prompts: Sequence[Prompt | str], *, encode_image: Callable[[Tensor], Tensor] | None = None, rng: Rng | None = None
+    ) -> Condition:
+        """B prompts to ids_BL, tokens_BLD (final-normed, 0 at padding), mask_BL and pooled_BD; L is the longest prompt's.
+
+        Only `Prompt.text` is read. A row is the same whatever rows are beside it (to rounding). Warns PromptTooLong, naming the
+        part, where a prompt is cut. Raises ValueError where there is no vocabulary or no prompt.
+        """
+        ids_BL, mask_BL = self.ids(prompts)
+        return self.condition(ids_BL, mask_BL)
+
+    def null(self, prompts: Sequence[Prompt | str]) -> Condition:
+        """The empty prompt, start and end alone, once for each of the prompts."""
+        ids_BL, mask_BL = self.ids([""])
+        one = self.condition(ids_BL, mask_BL)
+        return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=ids_BL.device))
+
+    def ids(self, prompts: Sequence[Prompt | str]) -> tuple[Tensor, Tensor]:
+        """ids_BL, padded at the end, and mask_BL, True at real tokens, on this panel's device; warnings and errors as in `encode`."""
+        words = self.tokenizer
+        if words is None:
+            raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
+        texts, room = texts_of(prompts), self.config.context_length - 2
+        rows = words.encode(texts)
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > room:
+                said = f"a prompt of {len(row)} tokens, where this text encoder reads {room}; not read: {words.after(text, room)!r}"
+                warnings.warn(said, PromptTooLong, stacklevel=3)  # in the name of whoever called `encode` or `ids`
+        rows = [[words.start, *row[:room], words.end] for row in rows]
+        longest, device = max(map(len, rows)), self.embedding.weight.device
+        ids_BL = torch.tensor([row + [words.pad] * (longest - len(row)) for row in rows]).to(device)
+        lengths_B = torch.tensor([len(row) for row in rows]).to(device)
+        return ids_BL, torch.arange(longest, device=device) < lengths_B[:, None]
 
 
 def texts_of(prompts: Sequence[Prompt | str]) -> list[str]:
@@ -25,9 +102,3 @@ def texts_of(prompts: Sequence[Prompt | str]) -> list[str]:
 def valid(text: str) -> str:
     """Surrogate pairs joined, lone surrogates replaced by U+FFFD: what tokenizers written in Rust can hold."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def warn_unread(tokens: int, room: int, unread: str) -> None:
-    """Warns PromptTooLong, in the name of whoever called the text encoder's `encode` or `ids`."""
-    said = f"a prompt of {tokens} tokens, where this text encoder reads {room}; not read: {unread!r}"
-    warnings.warn(said, PromptTooLong, stacklevel=4)

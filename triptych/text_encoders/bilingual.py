@@ -12,7 +12,7 @@ Shape legend: B batch, L tokens, D width, N heads, V vocabulary, M masked words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
 from . import _bpe
-from ._prompts import PromptTooLong, texts_of, warn_unread
+from ._prompts import PromptTooLong, Tokenized
 
 __all__ = ["BilingualTransformer", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]
 
@@ -87,13 +87,15 @@ class Block(nn.Module):
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
 
-class BilingualTransformer(nn.Module):
-    """Prompts in, token states and a pooled state out. Only `Prompt.text` is read.
+class BilingualTransformer(Tokenized, nn.Module):
+    """Prompts in, token states and a pooled state out.
 
     assets: {"tokenizer.json": bytes}, as `assets()` returned them. Without it the panel has no vocabulary until
     `learn_vocabulary(texts)`, and `encode` says so. Raises ValueError if the tokenizer holds more tokens than `config.vocab`,
     or if `width` does not split into heads of even width.
     """
+
+    bpe = _bpe
 
     def __init__(self, config: Config, *, assets: Mapping[str, bytes] | None = None) -> None:
         super().__init__()
@@ -104,13 +106,11 @@ class BilingualTransformer(nn.Module):
             raise ValueError(f"context_length {config.context_length} leaves no room for a word between [BOS] and [EOS]; take 3 or more")
         self.config = config
         self.gives = ConditionSpec(vocab=config.vocab, width=config.width, context_length=config.context_length, pooled=config.width)
-        self.tokenizer: _bpe.Tokenizer | None = None
         self.embedding = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self._initialise()
-        if assets and "tokenizer.json" in assets:
-            self._use(_bpe.Tokenizer(assets["tokenizer.json"]))
+        self.read_vocabulary(assets)
 
     def _initialise(self) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -120,62 +120,6 @@ class BilingualTransformer(nn.Module):
             if name.endswith("out.weight"):  # each of 2 * depth parts adds its share of one unit of variance
                 with torch.no_grad():
                     weight.mul_((2 * self.config.depth) ** -0.5)
-
-    # --- the vocabulary ---
-
-    @property
-    def has_vocabulary(self) -> bool:
-        return self.tokenizer is not None
-
-    def learn_vocabulary(self, texts: Iterable[str]) -> None:
-        """Learn the tokens from texts of both languages. Raises ValueError if there is a vocabulary: its ids have a meaning."""
-        if self.tokenizer is not None:
-            raise ValueError("this text encoder has a vocabulary, and its weights know words by it; build a new encoder for another")
-        self._use(_bpe.Tokenizer(_bpe.learn(texts, self.config.vocab)))
-
-    def _use(self, tokenizer: _bpe.Tokenizer) -> None:
-        if len(tokenizer) > self.config.vocab:
-            rows = self.config.vocab
-            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows; set vocab to {len(tokenizer)} or more")
-        self.tokenizer = tokenizer
-
-    def assets(self) -> dict[str, bytes]:
-        """The files that belong beside the weights."""
-        return {} if self.tokenizer is None else {"tokenizer.json": self.tokenizer.json_bytes}
-
-    # --- what the prompts say ---
-
-    def encode(
-        self, prompts: Sequence[Prompt | str], *, encode_image: Callable[[Tensor], Tensor] | None = None, rng: Rng | None = None
-    ) -> Condition:
-        """B prompts to ids_BL, tokens_BLD (final-normed, 0 at padding), mask_BL and pooled_BD; L is the longest prompt's.
-
-        A row is the same whatever rows are beside it (to rounding). Warns PromptTooLong, naming the part, where a prompt is
-        cut. Raises ValueError where there is no vocabulary or no prompt.
-        """
-        ids_BL, mask_BL = self.ids(prompts)
-        return self.condition(ids_BL, mask_BL)
-
-    def null(self, prompts: Sequence[Prompt | str]) -> Condition:
-        """The empty prompt, once for each of the prompts: [BOS] [EOS]."""
-        ids_BL, mask_BL = self.ids([""])
-        one = self.condition(ids_BL, mask_BL)
-        return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=ids_BL.device))
-
-    def ids(self, prompts: Sequence[Prompt | str]) -> tuple[Tensor, Tensor]:
-        """ids_BL and mask_BL on this panel's device; warnings and errors as in `encode`."""
-        if self.tokenizer is None:
-            raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
-        texts = texts_of(prompts)
-        room = self.config.context_length - 2
-        rows = self.tokenizer.encode(texts)
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > room:
-                warn_unread(len(row), room, self.tokenizer.after(text, room))
-        rows = [[_bpe.BOS, *row[:room], _bpe.EOS] for row in rows]
-        longest = max(map(len, rows))
-        ids_BL = torch.tensor([row + [_bpe.PAD] * (longest - len(row)) for row in rows]).to(self.embedding.weight.device)
-        return ids_BL, ids_BL != _bpe.PAD
 
     def condition(self, ids_BL: Tensor, mask_BL: Tensor) -> Condition:
         """The network alone: token ids in [0, V), True in mask_BL where a token is real."""

@@ -9,7 +9,7 @@ Shape legend: B batch, L tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
 from ..layers.encoder import Activation, EncoderBlock
 from . import _clip_bpe
-from ._prompts import PromptTooLong, texts_of, warn_unread
+from ._prompts import PromptTooLong, Tokenized
 
 __all__ = ["CLIPText", "Config", "NextWord", "PromptTooLong", "SIZES", "TASKS"]
 
@@ -52,12 +52,14 @@ SIZES = {
 }
 
 
-class CLIPText(nn.Module):
-    """Prompts in, token states and a pooled state out. Only `Prompt.text` is read, lower-cased.
+class CLIPText(Tokenized, nn.Module):
+    """Prompts in, token states and a pooled state out.
 
     assets: "tokenizer.json", or "vocab.json" and "merges.txt". Without them the panel has no vocabulary until
     `learn_vocabulary(texts)`, and `encode` says so. Raises ValueError if the tokenizer holds more tokens than `config.vocab`.
     """
+
+    bpe = _clip_bpe
 
     def __init__(self, config: Config, *, assets: Mapping[str, bytes] | None = None) -> None:
         super().__init__()
@@ -65,7 +67,6 @@ class CLIPText(nn.Module):
             raise ValueError(f"context_length {config.context_length} leaves no room for a word between [start] and [end]; take 3 or more")
         self.config = config
         self.gives = ConditionSpec(vocab=config.vocab, width=config.width, context_length=config.context_length, pooled=config.width)
-        self.tokenizer: _clip_bpe.Tokenizer | None = None
         self.embedding = nn.Embedding(config.vocab, config.width)
         self.position_LD = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
         hidden = round(config.width * config.mlp_ratio)
@@ -74,8 +75,7 @@ class CLIPText(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self._initialise()
-        if assets and any(name in assets for name in _clip_bpe.FILES):
-            self._use(_clip_bpe.Tokenizer(assets))
+        self.read_vocabulary(assets)
 
     def _initialise(self) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -85,62 +85,6 @@ class CLIPText(nn.Module):
             if name.endswith(("out.weight", "mlp.2.weight")):  # each of 2 * depth parts adds its share of one unit of variance
                 with torch.no_grad():
                     weight.mul_((2 * self.config.depth) ** -0.5)
-
-    # --- the vocabulary ---
-
-    @property
-    def has_vocabulary(self) -> bool:
-        return self.tokenizer is not None
-
-    def learn_vocabulary(self, texts: Iterable[str]) -> None:
-        """Learn the tokens from texts. Raises ValueError if there is a vocabulary: its ids have a meaning."""
-        if self.tokenizer is not None:
-            raise ValueError("this text encoder has a vocabulary, and its weights know words by it; build a new encoder for another")
-        self._use(_clip_bpe.Tokenizer({"tokenizer.json": _clip_bpe.learn(texts_of(list(texts)), self.config.vocab)}))
-
-    def _use(self, tokenizer: _clip_bpe.Tokenizer) -> None:
-        rows = self.config.vocab
-        if len(tokenizer) > rows:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows; set vocab to {len(tokenizer)} or more")
-        self.tokenizer = tokenizer
-
-    def assets(self) -> dict[str, bytes]:
-        """The files that belong beside the weights."""
-        return {} if self.tokenizer is None else {"tokenizer.json": self.tokenizer.json_bytes}
-
-    # --- what the prompts say ---
-
-    def encode(
-        self, prompts: Sequence[Prompt | str], *, encode_image: Callable[[Tensor], Tensor] | None = None, rng: Rng | None = None
-    ) -> Condition:
-        """B prompts to ids_BL, tokens_BLD (final-normed, 0 at padding), mask_BL and pooled_BD; L is the longest prompt's.
-
-        Warns PromptTooLong, naming the part, where a prompt is cut. Raises ValueError where there is no vocabulary or no prompt.
-        """
-        ids_BL, mask_BL = self.ids(prompts)
-        return self.condition(ids_BL, mask_BL)
-
-    def null(self, prompts: Sequence[Prompt | str]) -> Condition:
-        """The empty prompt, once for each of the prompts: [start] [end]."""
-        ids_BL, mask_BL = self.ids([""])
-        one = self.condition(ids_BL, mask_BL)
-        return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=ids_BL.device))
-
-    def ids(self, prompts: Sequence[Prompt | str]) -> tuple[Tensor, Tensor]:
-        """ids_BL, padded with [end], and mask_BL, on this panel's device; warnings and errors as in `encode`."""
-        if self.tokenizer is None:
-            raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
-        texts, room = texts_of(prompts), self.config.context_length - 2
-        rows = self.tokenizer.encode(texts)
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > room:
-                warn_unread(len(row), room, self.tokenizer.after(text, room))
-        start, end = self.tokenizer.start, self.tokenizer.end
-        rows = [[start, *row[:room], end] for row in rows]
-        longest, device = max(map(len, rows)), self.embedding.weight.device
-        ids_BL = torch.tensor([row + [end] * (longest - len(row)) for row in rows]).to(device)
-        lengths_B = torch.tensor([len(row) for row in rows]).to(device)
-        return ids_BL, torch.arange(longest, device=device) < lengths_B[:, None]
 
     def condition(self, ids_BL: Tensor, mask_BL: Tensor | None = None) -> Condition:
         """The network alone: token ids in [0, V), True in mask_BL where a token is real; without a mask all of them are.

@@ -26,9 +26,9 @@ def estimate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     batches = [run.batch(step) for step in range(5)]
     checkpoint_bytes, counter = run.checkpoint_bytes(), FlopCounterMode(display=False)
+    run.update(batches[0])  # compiles, compares, and sizes the optimizer's state
     with counter, run.uncompiled():
-        run.update(batches[0])
-    run.update(batches[1])  # compiles, and sizes the optimizer's state
+        run.update(batches[1])
     begun = time.perf_counter()
     for batch in batches[2:]:
         run.update(batch)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Prompt, Rng
 from ..layers.matching import Costs, Objects, iou, mask_losses, match, set_losses
-from ..layers.pixels import average_down
+from ..layers.pixels import average_down, varied
 
 if TYPE_CHECKING:
     from .detr import DETR, Seen
@@ -30,14 +30,19 @@ class Detect:
     truth.objects[i].NAME is the value of attribute NAME of box i; a value that the head does not know is "none of them".
     nothing: weight of "no object" in the cross entropy; more than the paper's where there are few queries, against doubles.
     masks: a function (truth, side) -> bool [N, side, side], for a panel with a mask head.
+    vary: how pictures are varied in training, arguments of `layers.pixels.varied`; not "jitter", for boxes would not move along.
     Pictures are shown in [-1, 1], averaged down to `image_size`: a network trained here has mean and deviation 0.5.
     """
 
     def __init__(
-        self, panel: DETR, *, neighbours: Mapping[str, Any] | None = None, nothing: float = 0.1, masks: Callable | None = None
-    ) -> None:
+        self, panel: DETR, *, neighbours: Mapping[str, Any] | None = None, nothing: float = 0.1, masks: Callable | None = None,
+        vary: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if panel.config.masks and masks is None:
             raise ValueError("a panel with a mask head learns from masks: pass masks=function(truth, side), or set config.masks = False")
+        self.vary = dict(vary or {})
+        if self.vary.get("jitter"):
+            raise ValueError("detection cannot vary pictures by jitter: the boxes would stay where they were")
         self.panel, self.masks, self.costs = panel, masks, Costs(nothing=nothing)
         self.weights = {"classes": 1.0, "l1": self.costs.l1, "giou": self.costs.giou, "attributes": 1.0, "focal": 1.0, "dice": 1.0}
         self.modules = nn.ModuleDict({"vision": panel})
@@ -95,7 +100,7 @@ class Detect:
         return average_down(batch.images_BCHW, self.panel.image_size)
 
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        pixels = self._shown(batch)
+        pixels = varied(self._shown(batch), rng, **self.vary)
         return self._losses(self.panel(pixels, every_layer=True), self.objects(batch.prompts, pixels.device))
 
     def after_step(self, phase: str, step: int) -> None:

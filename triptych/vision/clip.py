@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
 from ..layers.encoder import Activation, EncoderBlock
+from ..layers.pixels import varied
 
 __all__ = ["CLIP", "Config", "Contrastive", "SIZES", "TASKS"]
 
@@ -59,6 +60,7 @@ SIZES = {
     "tiny": Config(image_size=16, patch_size=4, width=32, depth=1, num_heads=2, embed=32),
     "small": Config(),  # 16 patches, as wide as a patch has values: nothing is lost at the door, at a quarter of the cost of patch 4
     "fine": Config(patch_size=4),
+    "eyes": Config(image_size=64, patch_size=8, width=160, num_heads=5),
     "base": Config(image_size=64, patch_size=8, width=384, depth=6, num_heads=6, embed=256),
     "ViT-B/32": Config(**_PUBLISHED, patch_size=32, width=768, depth=12, num_heads=12, embed=512),
     "ViT-B/16": Config(**_PUBLISHED, patch_size=16, width=768, depth=12, num_heads=12, embed=512),
@@ -246,11 +248,13 @@ class Contrastive:
     neighbours["text_encoder"] learns too, unless its parameters do not require gradients (a locked text tower).
     masked_weight: how much of the masked-word loss goes on, so that single tokens, which a generator will read, keep their
     meaning while the pooled state learns to be a summary; 0 = off, and it needs a text encoder with `masked_words`.
+    vary: how pictures are varied in training, the arguments of `layers.pixels.varied`; the paper crops them at random.
     """
 
     def __init__(
-        self, panel: CLIP, *, neighbours: Mapping[str, Any], masked_weight: float = 0.3, mask: float = 0.15, vocabulary_texts: int = 100_000
-    ) -> None:
+        self, panel: CLIP, *, neighbours: Mapping[str, Any], masked_weight: float = 0.3, mask: float = 0.15,
+        vary: Mapping[str, Any] | None = None, vocabulary_texts: int = 100_000,
+    ) -> None:  # fmt: skip
         if "text_encoder" not in neighbours:
             raise ValueError("contrastive training needs a text_encoder among its neighbours")
         self.panel, self.text = panel, neighbours["text_encoder"]
@@ -258,7 +262,7 @@ class Contrastive:
         self.masked_weight = masked_weight if self.learns else 0.0
         if self.masked_weight and not hasattr(self.text, "masked_words"):
             raise ValueError(f"{type(self.text).__name__} has no masked_words loss; set masked_weight to 0")
-        self.mask, self.vocabulary_texts = mask, vocabulary_texts
+        self.mask, self.vary, self.vocabulary_texts = mask, dict(vary or {}), vocabulary_texts
         self.modules = nn.ModuleDict({"vision": panel})
         if self.learns:
             self.modules["text_encoder"] = self.text
@@ -277,18 +281,21 @@ class Contrastive:
     def trainable(self, phase: str) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.modules.named_parameters() if p.requires_grad}
 
-    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """logits_BB (rows pictures, columns texts) and same_BB, True where the text is a right one for the picture."""
+    def _compared(self, batch: Batch, rng: Rng | None = None) -> tuple[Tensor, Tensor]:
+        """logits_BB (rows pictures, columns texts) and same_BB, True where the text is a right one for the picture.
+
+        With an rng the pictures are varied."""
         if batch.images_BCHW is None or not batch.prompts:
             raise ValueError("contrastive training needs pairs; this data has pictures alone or texts alone")
-        image_BE = _unit(self.panel.encode_image(batch.images_BCHW))
+        images_BCHW = batch.images_BCHW if rng is None else varied(batch.images_BCHW, rng, **self.vary)
+        image_BE = _unit(self.panel.encode_image(images_BCHW))
         text_BE = _unit(self.panel.encode_text(self.text.encode(batch.prompts)))
         same_BB = _equal(batch.keys) if batch.keys else torch.eye(len(batch.prompts), dtype=torch.bool)
         same_BB = same_BB | _equal([prompt.text for prompt in batch.prompts])
         return self.panel.scale() * image_BE @ text_BE.T, same_BB.to(image_BE.device)
 
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        logits_BB, same_BB = self._compared(batch)
+        logits_BB, same_BB = self._compared(batch, rng)
         contrastive = _loss_B(logits_BB, same_BB).mean()
         out = {"loss": contrastive, "contrastive": contrastive.detach(), "scale": self.panel.scale().detach()}
         out["image_to_text_1"] = _found_B(logits_BB, same_BB, 1).mean()

@@ -57,6 +57,7 @@ class Config:
 SIZES = {
     "tiny": Config(image_size=16, patch_size=4, width=32, depth=1, num_heads=2, decoder_width=32, decoder_depth=1, decoder_heads=2),
     "small": Config(image_size=64, patch_size=8, width=192, depth=6, num_heads=3, decoder_width=128, decoder_depth=2, decoder_heads=4),
+    "eyes": Config(image_size=64, patch_size=8, width=160, depth=4, num_heads=5, decoder_width=128, decoder_depth=2, decoder_heads=4),
     "MAE-B/16": Config(),
     "MAE-L/16": Config(width=1024, depth=24, num_heads=16),
     "MAE-H/14": Config(patch_size=14, width=1280, depth=32, num_heads=16),
