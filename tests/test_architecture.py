@@ -2,7 +2,7 @@
 
     app/                                    L7   people and programs
     recipes/                                L6   one function = one run
-    training/  data/  judges/               L5   make and measure
+    training/  judging  data/  judges/      L5   make and measure
     pipeline  eyes  checkpoint  recipe  interop/    L4   join, look, store, describe
     text_encoders/ generators/ decoders/ vision/    L3   the panels and their eyes
     processes/                              L2   data -> loss, noise -> sample
@@ -35,7 +35,7 @@ LEVELS = [
     {"processes"},
     {"text_encoders", "generators", "decoders", "vision"},
     {"pipeline", "eyes", "checkpoint", "recipe", "interop"},
-    {"training", "data", "judges"},
+    {"training", "judging", "data", "judges"},
     {"recipes"},
     {"app"},
 ]
@@ -48,6 +48,8 @@ SIDEWAYS = {
     ("interop", "checkpoint"),
     ("training", "data"),
     ("training", "judges"),
+    ("training", "judging"),
+    ("judging", "data"),
 }
 # Names become modules here and nowhere else: the lazy front door, the catalog of families, the recipes, the sources of data.
 DYNAMIC_IMPORTS = {"__init__.py", "catalog.py", "recipes/__init__.py", "data/__init__.py"}

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from . import catalog, checkpoint
 from .contracts import Prompt, TextEncoder
 
-__all__ = ["Eyes", "Pixels", "Sight", "as_tensor", "is_eyes", "load_eyes"]
+__all__ = ["DETECTOR", "EYES", "Eyes", "Pixels", "Sight", "as_tensor", "is_eyes", "load_eyes"]
+
+EYES, DETECTOR = "triptych-eyes-v1", "triptych-detector-v1"  # those that are embedded: a CLIP, and a DETR of scenes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,13 @@ class Eyes:
             raise ValueError(f"{self.name} ({type(self.vision).__name__}) cannot {what.replace('_', ' ')}; take eyes that can")
         return getattr(self.vision, what)
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Of a detector: its classes, and where it tells them its colours, as `judges.objects` takes them. Raises ValueError without."""
+        if not self.labels:
+            raise ValueError(f"{self.name} does not name its classes: give labels in its triptych.json or config.json")
+        told = dict(getattr(self.vision.config, "attributes", ()))  # type: ignore[union-attr]
+        return {"classes": self.labels, **({"colors": tuple(told["color"])} if "color" in told else {})}
+
     # -- on pictures -------------------------------------------------------------------------------------------------------
 
     def sight(self, batch_size: int = 64) -> Sight:
@@ -197,6 +206,15 @@ class Sight:
         return torch.cat(logits).float(), torch.cat(boxes).float()
 
     @torch.no_grad()
+    def colors(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a detector that tells colours: what `detect` gives, and logits of each query's colour, the last of them "none"."""
+        seen = [self.eyes.vision(pixels) for pixels in self._pixels(images_BCHW)]
+        at = [name for name, _ in self.eyes.vision.config.attributes].index("color")  # type: ignore[union-attr]
+        parts = zip(*((one.logits_BQK, one.boxes_BQ4, one.attributes[at]) for one in seen), strict=True)
+        logits, boxes, colors = (torch.cat(part).float() for part in parts)
+        return logits, boxes, colors
+
+    @torch.no_grad()
     def probabilities(self, images_BCHW: Tensor) -> Tensor:
         """[B, K], of eyes that know classes."""
         ask = getattr(self.eyes.vision, "probabilities", None) or (lambda pixels: self.eyes.classify(pixels).softmax(-1))
@@ -251,7 +269,7 @@ def load_eyes(model: str | Path, *, device: str = "cpu") -> Eyes:
     if heard and given and heard != given:
         raise ValueError(f"the eyes {vision.card.get('fingerprint')} were trained with text encoder {heard}, not with {given}")
     pixels = _pixels(described["pixels"], folder) if "pixels" in described else None
-    name, labels = described.get("name") or folder.name, described.get("labels", ())
+    name, labels = described.get("name") or folder.name, described.get("labels") or getattr(vision.config, "labels", ())
     return Eyes(vision, text_encoder, pixels=pixels, name=name, labels=labels).to(device)
 
 

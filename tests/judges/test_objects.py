@@ -158,3 +158,24 @@ def test_refusals() -> None:
         judge.read(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="no scene as truth"):
         judge.add(torch.zeros(1, 3, 32, 32), [Prompt(text="a red circle")])
+
+
+def test_colours_that_the_eyes_tell() -> None:
+    names = [name for name in (*graph.SHAPES, *graph.CUTOUTS)]
+    colors = tuple(graph.COLORS)
+
+    class Tells(Reads):
+        def colors(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            there = list(self.told[: len(images_BCHW)])
+            logits, boxes = self.detect(images_BCHW)
+            said = torch.zeros(*logits.shape[:2], len(colors) + 1)
+            for i, objects in enumerate(there):
+                for q, one in enumerate(objects):
+                    said[i, q, len(colors) if one.color is None else colors.index(one.color)] = 5.0
+            return logits, boxes, said
+
+    cat = thing("cat", None, 0.8)
+    judge = Objects(Config(), eyes=Tells(names, [[RED, cat], [thing("circle", "blue", 0.2), cat]]), classes=names, colors=colors)
+    asked = Prompt(text="x", truth=Scene(objects=(RED, cat), relation="left"))
+    judge.add(torch.zeros(2, 3, 32, 32), [asked, asked])
+    assert judge.each() == {"exact": [1.0, 0.0]}

@@ -93,19 +93,16 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def fitted(file: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: upright as EXIF says, transparency over white, the whole picture in the middle of a white square.
-
-    Raises ValueError with the reason if it cannot be read.
-    """
+def opened(file: Path) -> Any:
+    """A PIL picture in RGB: upright as EXIF says, transparency over white. Raises ValueError with the reason if it cannot be read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file) as raw:
             most = Image.MAX_IMAGE_PIXELS
-            if most is not None and opened.width * opened.height > most:
-                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {most}")
-            picture = ImageOps.exif_transpose(opened)
+            if most is not None and raw.width * raw.height > most:
+                raise ValueError(f"{raw.width} x {raw.height} pixels are more than {most}")
+            picture = ImageOps.exif_transpose(raw)
             if picture.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale
                 picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             picture = picture.convert("RGBA")
@@ -113,7 +110,14 @@ def fitted(file: Path, size: int) -> np.ndarray:
         raise ValueError("no picture that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    flat = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+
+
+def fitted(file: Path, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the whole picture in the middle of a white square. Raises ValueError with the reason if it cannot be read."""
+    from PIL import Image
+
+    flat = opened(file)
     scale = size / max(flat.size)
     width, height = (max(1, round(side * scale)) for side in flat.size)
     square = Image.new("RGB", (size, size), (255, 255, 255))

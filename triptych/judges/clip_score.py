@@ -59,6 +59,10 @@ class ClipScore:
             other_BB = torch.tensor([[_said(a) != _said(b) for b in prompts] for a in prompts])
             self._sums.append(cosines_BB.clamp_min(0)[other_BB])
 
+    def each(self) -> dict[str, list[float]]:
+        """The score of each picture."""
+        return {f"clip_score({self.eyes.name})": self.scores}
+
     def result(self) -> dict[str, float]:
         """clip_score(eyes), `_real` of references, each with an interval; `_shuffled`: pictures with other prompts of their batch."""
         name, c = f"clip_score({self.eyes.name})", self.config

@@ -122,6 +122,10 @@ class Memorisation:
         """The kept pairs, likest first."""
         return [pair for _, _, pair in sorted(self._kept, key=lambda item: (-item[0], -item[1]))]
 
+    def each(self) -> dict[str, list[float]]:
+        """ratio of each picture: the smaller, the more it is a copy."""
+        return {"ratio": self.ratios}
+
     def result(self) -> dict[str, float]:
         """copies: the share of near-copies; ratio, distance: means; `_real`: of references; n, `n_training`."""
         c = self.config

@@ -68,19 +68,21 @@ class Seen:
 class Objects:
     """eyes: `.name`, `.detect(images_BCHW)` -> (logits_BQC, boxes_BQ4: centre x, y, width, height in 0..1), the last class is "nothing".
 
-    classes: what each class is, in order: (shape, colour), colour None for things without; or plain names, and then the colour is read
-    from the pixels of the box by `palette`: colour name -> RGB in 0..255 (things that are in `colourless` have none).
+    classes: what each class is, in order: (shape, colour), colour None for things without; or plain names, and then the colour is
+    told by the eyes, `.colors(images_BCHW)` -> (logits, boxes, colours_BQC), colours as `colors` names them and last "none"; or it is
+    read from the pixels of the box by `palette`: colour name -> RGB in 0..255 (things that are in `colourless` have none).
     Prompts carry `truth`: `.objects`, each with `shape, color, cx, cy`; `.relation`: "left", "right", "above", "below", of objects[0] seen
     from objects[1], or None.
     """
 
     def __init__(
-        self, config: Config, *, eyes: Any, classes: Sequence[str | Kind], palette: Mapping[str, Sequence[int]] | None = None,
-        colourless: Sequence[str] = (), **decided: Any,
+        self, config: Config, *, eyes: Any, classes: Sequence[str | Kind], colors: Sequence[str] = (),
+        palette: Mapping[str, Sequence[int]] | None = None, colourless: Sequence[str] = (), **decided: Any,
     ) -> None:  # fmt: skip
         self.config, self.eyes, self.colourless = config, eyes, frozenset(colourless)
         self.classes: list[Kind] = [(c, None) if isinstance(c, str) else (c[0], c[1]) for c in classes]
-        self.reads_pixels = all(isinstance(c, str) for c in classes)
+        self.colors = tuple(colors)
+        self.reads_pixels = all(isinstance(c, str) for c in classes) and not self.colors
         if self.reads_pixels and not palette:
             raise ValueError("these classes say no colours: give the palette, colour name -> RGB, by which pixels are read")
         self.palette = dict(palette or {})
@@ -95,19 +97,23 @@ class Objects:
 
         Raises ValueError if its classes are not those that were named.
         """
-        logits_BQC, boxes_BQ4 = (t.float().cpu() for t in self.eyes.detect(images_BCHW))
+        logits_BQC, boxes_BQ4, *told = (t.float().cpu() for t in (self.eyes.colors if self.colors else self.eyes.detect)(images_BCHW))
+        color_BQ = told[0].argmax(-1) if told else torch.full(logits_BQC.shape[:2], -1)
         if logits_BQC.shape[-1] != len(self.classes) + 1:
             raise ValueError(f"{self.eyes.name} knows {logits_BQC.shape[-1] - 1} classes, {len(self.classes)} were named")
         found = []
-        for image, p_QC, boxes_Q4 in zip(images_BCHW, logits_BQC.softmax(-1), boxes_BQ4, strict=True):
+        for image, p_QC, boxes_Q4, color_Q in zip(images_BCHW, logits_BQC.softmax(-1), boxes_BQ4, color_BQ.tolist(), strict=True):
             score_Q, class_Q = p_QC.max(-1)
             sure = (class_Q < len(self.classes)) & (score_Q >= self.config.threshold)
             order = [q for q in score_Q.argsort(descending=True).tolist() if sure[q]]
-            found.append(self._distinct([self._seen(image, int(class_Q[q]), boxes_Q4[q], score_Q[q].item()) for q in order]))
+            seen = [self._seen(image, int(class_Q[q]), color_Q[q], boxes_Q4[q], score_Q[q].item()) for q in order]
+            found.append(self._distinct(seen))
         return found
 
-    def _seen(self, image_CHW: Tensor, number: int, box_4: Tensor, score: float) -> Seen:
+    def _seen(self, image_CHW: Tensor, number: int, told: int, box_4: Tensor, score: float) -> Seen:
         shape, color = self.classes[number]
+        if self.colors:
+            color = self.colors[told] if told < len(self.colors) else None
         cx, cy, w, h = box_4.tolist()
         if self.reads_pixels and shape not in self.colourless:
             color = _color(image_CHW, (cx, cy, w, h), self.palette)
@@ -181,6 +187,10 @@ class Objects:
                 return False
             left.remove(near[0])
         return not left
+
+    def each(self) -> dict[str, list[float]]:
+        """exact: 1 or 0 a picture."""
+        return {"exact": [float(verdict["exact"]) for verdict in self.verdicts]}
 
     def result(self) -> dict[str, float]:
         """Each task (with `_low`, `_high`, `_n`), exact, `exact en`, `exact zh`; mean: of the tasks that were posed; each again as
