@@ -302,7 +302,8 @@ def measures_of(judge: str, result: Mapping[str, float]) -> list[tuple[str, str]
 def judgement(
     asked: Asked, seen: Mapping[str, Seen], about: Mapping[str, Mapping[str, Any]], *, eyes: Sequence[Eyes] = (), shown: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """All of it as plain JSON: protocol, eyes, measures, models with their scores, prompts, and a number a picture where a judge has one.
+    """All of it as plain JSON: protocol, eyes, measures (each judge's first one in front), models with their scores, prompts, and a number
+    a picture where a judge has one.
 
     about: label -> what is to be said of a model (name, fingerprints, sampling, parameters).
     """
@@ -314,12 +315,16 @@ def judgement(
                 for tail in ("ceiling", "real"):
                     if (bound := _tailed(result, measure, tail)) is not None:
                         told["ceiling"] = bound
+    first = {next(name for name, told in measures.items() if told["judge"] == judge) for judge in {m["judge"] for m in measures.values()}}
     return {
         "format": 1, "kind": "triptych judgement", "version": f"triptych {__version__}",
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "protocol": {"name": asked.name, "data": asked.data, "n": len(asked), "seed": asked.seed, "says": asked.says},
+        "protocol": {
+            "name": asked.name, "data": asked.data, "n": len(asked), "n_references": len(asked) if asked.real else 0, "seed": asked.seed,
+            "says": asked.says,
+        },
         "eyes": {one.name: one.fingerprint for one in eyes},
-        "measures": measures,
+        "measures": dict(sorted(measures.items(), key=lambda item: item[0] not in first)),
         "models": [
             {
                 "label": label, **about[label], "seconds": round(one.seconds, 3), "seconds_per_picture": one.seconds / len(asked),
@@ -352,7 +357,8 @@ def _scores(seen: Seen) -> dict[str, dict[str, float]]:
             told = {"value": result[measure], "n": result.get(f"{measure}_n", result["n"])}
             out[measure] = told | {k: v for k in ("low", "high", "shuffled") if (v := _tailed(result, measure, k)) is not None}
             if judge == "distribution":
-                out[measure] |= {k: result[k] for k in ("n_references", "reservoir", "reservoir_references")}
+                kept = () if measure.startswith(("FD", "FID", "IS")) else ("reservoir", "reservoir_references")
+                out[measure] |= {k: result[k] for k in ("n_references", *kept)}
     return out
 
 

@@ -79,7 +79,7 @@ class Recipe:
     panel: which panel is trained ("text_encoders", "generators", "decoders", "vision").
     task: of the family's TASKS; "" = its first.  task_options: arguments of that task.
     neighbours: by place: "text_encoder", "generator", "decoder", "guide".
-    expect: measure -> what it must reach, checked at the end and told in the card: {"loss": "<= 0.3", "top5": ">= 0.6"}.
+    expect: measure, held-out or a judge's, -> what it must reach, checked at the end and told in the card: {"loss": "<= 0.3"}.
     """
 
     name: str
@@ -105,7 +105,11 @@ class Recipe:
     keep: Positive = 2  # checkpoints kept
     preview_prompts: tuple[str, ...] = ()
     sampling: dict[str, Any] = Field(default_factory=dict)  # the exported model's defaults: steps, guidance, sampler...
-    judges: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()  # look at drawn pictures while training ("objects", "distribution"...); the first says which are best
+    judge_every: Positive = 1000  # steps; also at the end
+    judge_pictures: Positive = 64  # drawn for them at a time, always of the same words and seeds
+    eyes: str | None = None  # a model's name or folder, through which they look; None = the embedded ones, where they are needed
+    detector: str | None = None  # the same for "objects"
     expect: dict[str, Bound] = Field(default_factory=dict)
 
 

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from triptych.app import errors
 from triptych.app.cli import main
 
-VERBS = [["generate"], ["train"], ["list"], ["show"], ["doctor"], ["data"], ["data", "build"], ["data", "show"], ["data", "check"]]
+VERBS = [
+    ["generate"], ["train"], ["list"], ["show"], ["doctor"], ["data"], ["data", "build"], ["data", "show"], ["data", "check"], ["classify"],
+    ["search"], ["score"], ["detect"], ["judge"], ["compare"],
+]  # fmt: skip
 
 
 def test_the_command_line_is_light() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.joints import vqgan
 from triptych import catalog, checkpoint, data
 from triptych.contracts import Batch, Prompt, Rng
-from triptych.data.graph import CLASSES, COLORS, Object, Scene
-from triptych.data.scenes import masks
+from triptych.data.graph import CLASSES, COLORS, SHAPES, Object, Scene
+from triptych.data.scenes import masks, render
 from triptych.recipe import Data, Source
-from triptych.vision.detr import DETR, Detect
+from triptych.vision.detr import DETR, Detect, ink
 from triptych.vision.mae import MAE, MaskedPixels, MaskedTokens
 from triptych.vision.swin import Swin
 
@@ -245,6 +245,38 @@ def test_detr_hears_what_there_is() -> None:
         task.objects([Prompt(text="a cat")])
     with pytest.raises(ValueError, match="class 48, the head has 48"):
         task.objects([Prompt(truth=Scene(objects=things[:1]), boxes_N5=torch.tensor([[48, 0.2, 0.3, 0.2, 0.2]]))])
+
+
+def test_ink_is_colour_without_shape() -> None:
+    """Every shape of one colour gives nearly the same six numbers, on white and on pale paper; other colours give others."""
+    boxes, found = torch.tensor([[[0.5, 0.5, 0.4, 0.4]]]), {}
+    for color in COLORS:
+        for shape in SHAPES:
+            thing = Object(shape=shape, color=color, size="medium", cx=0.5, cy=0.5, r=0.2)
+            picture = torch.from_numpy(render(Scene(objects=(thing,)), 128)).permute(2, 0, 1)[None].float() / 127.5 - 1
+            found[color, shape] = ink(picture, boxes)[0, 0]
+    for (color, _), row in found.items():
+        true = torch.tensor(COLORS[color][0]) / 127.5 - 1
+        assert (row[:3] - true).abs().max() < 0.1 and row[3:].max() < 0.3
+    bars = torch.full((1, 3, 64, 64), 0.6)  # a red and a blue half on gray paper: the mean is between, the deviation says that it is two
+    bars[:, :, 16:48, 16:48] = -1.0
+    bars[:, 0, 16:48, 16:32] = bars[:, 2, 16:48, 32:48] = 1.0
+    both = ink(bars, torch.tensor([[[0.5, 0.5, 0.5, 0.5]]]))[0, 0]
+    assert both[:3].tolist() == pytest.approx([0.0, -1.0, 0.0], abs=0.05) and both[3:].tolist() == pytest.approx([1.0, 0.0, 1.0], abs=0.05)
+
+
+def test_pictures_in_other_colours_are_not_asked_for_theirs() -> None:
+    panel = DETR(catalog.configure("vision", "detr", "tiny"))
+    shown, rng = scenes(8, 64), Rng.of_seeds(range(8))
+    asked, unasked = Detect(panel), Detect(panel, recolor=1.0)
+    panel.eval()
+    assert asked.losses(shown, "main", 0, rng)["attributes"] > 0
+    told = unasked.losses(shown, "main", 0, rng)
+    assert told["attributes"] == 0 and told["classes"] > 0
+    told["loss"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in panel.attribute_heads.parameters())
+    with pytest.raises(ValueError, match="boxes would stay"):
+        Detect(panel, vary={"jitter": 0.1})
 
 
 @pytest.mark.parametrize("queries", ["learnt", "anchored"])

@@ -6,7 +6,7 @@ import torch
 
 from triptych.contracts import Rng
 from triptych.layers.fingerprint import fingerprint_tensors
-from triptych.layers.pixels import average_down, pixel_space, varied
+from triptych.layers.pixels import average_down, pixel_space, recolored, varied
 
 
 @pytest.mark.parametrize(("old", "new"), [((12, 12), 4), ((9, 6), (3, 6)), ((34, 34), 8), ((7, 5), (3, 4)), ((10, 10), 10)])
@@ -81,3 +81,15 @@ def test_varied_keeps_what_is_shown() -> None:
     noise = rng.normal("picture", (3, side, side))
     sharp = varied(noise, rng, halvings=1).flatten(1).std(1)
     assert 0.35 < (sharp > 0.9).float().mean() < 0.65
+
+
+def test_recolored_pictures_keep_white_and_what_was_equal() -> None:
+    picture = torch.ones(64, 3, 8, 8)
+    picture[:, :, 2:5, 2:5] = torch.tensor([0.2, -1.0, 0.5])[:, None, None]
+    picture[:, :, 6:, 6:] = -1.0
+    again, which = recolored(picture, Rng.of_seeds(range(64)), 0.5)
+    assert 20 < which.sum() < 44 and torch.equal(again[~which], picture[~which])
+    assert torch.allclose(again[:, :, 0, 0], torch.ones(64, 3), atol=1e-6)
+    assert torch.equal(again[:, :, 2, 2], again[:, :, 4, 4])
+    black = again[which][:, :, 7, 7]
+    assert black.std(dim=1).mean() > 0.1 and again[which].abs().max() <= 1

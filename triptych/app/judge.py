@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import say
 from .errors import blame
-from .generate import DEFAULT_MODEL, load_model
+from .generate import DEFAULT_MODEL, load_model, pick_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,12 +59,14 @@ def run(request: Request, as_json: bool = False) -> None:
     asked = _asked(request).times(request.each)
     eyes, detector = _eyes(request.eyes, request.device, "eyes"), _eyes(request.detector, request.device, "detector")
     training = _training(request)
-    judging.judges_for(asked, request.judges, eyes=eyes, detector=detector, training=training)  # what cannot be is told before drawing
+    if not judging.judges_for(asked, request.judges, eyes=eyes, detector=detector, training=training):  # told before anything is drawn
+        raise ValueError(f"no judge can say anything about {asked.name}: give --eyes, a CLIP's name or folder")
     entries = [(label, model, guidance) for label, model in labelled(request.models) for guidance in (request.guidance or (None,))]
     seen: dict[str, Seen] = {}
     about: dict[str, dict[str, Any]] = {}
     shown = _shown(asked)
-    with say.bar("judging", quiet=as_json) as bar:
+    with warnings.catch_warnings(record=True) as heard, say.bar("judging", quiet=as_json) as bar:
+        warnings.simplefilter("always", UserWarning)
         for turn, (label, name, guidance) in enumerate(entries):
             model = load_model(name, request.device)
             how = {k: v for k, v in (("steps", request.steps), ("guidance", guidance)) if v is not None}
@@ -74,15 +78,18 @@ def run(request: Request, as_json: bool = False) -> None:
 
             about[label] = _about(model, name, how)
             seen[label] = judging.look(drawing(model, how), asked, judges, shown=shown, told=told)
+    unread = sorted({str(w.message) for w in heard if issubclass(w.category, UserWarning)})
+    if unread:
+        say.note(f"note: {len(unread)} warnings, the first: {unread[0]}")
     used = [one for one in (eyes, detector) if one is not None]
     value = judging.judgement(asked, seen, about, eyes=used, shown=shown)
+    value["command"] = _command(request)
     value["curves"] = [*_against_guidance(request, value), *_while_training(request)]
     said = _table(value)
     if request.report:
         from .report import write_report
 
-        places = {i for one in seen.values() for i in one.pictures}
-        real = {} if asked.real is None else {i: _picture(asked.real(range(i, i + 1))) for i in sorted(places)}
+        real = {} if asked.real is None else {i: _picture(asked.real(range(i, i + 1))) for i in shown}
         path = write_report(Path(request.report), value, {label: one.pictures for label, one in seen.items()}, real)
         value["report"] = str(path)
         said += f"\n\n{path}"
@@ -138,19 +145,20 @@ def _pairs(request: Request, protocol: str) -> Asked:
 def _eyes(name: str | None, device: str, kind: str) -> Eyes | None:
     """By name or folder; the Inception network of the FID by its file. The embedded ones where none is named, None where there are none."""
     from .. import checkpoint
-    from ..eyes import DETECTOR, EYES, Eyes, load_eyes
+    from ..eyes import DETECTOR, EYES, Eyes
+    from .look import open_eyes
 
     if name is None:
         name = EYES if kind == "eyes" else DETECTOR
         if name not in checkpoint.embedded():
             return None
-    where = "cpu" if device == "auto" else device
-    with blame("bad_checkpoint", f"{kind} {name}"):
-        if name.endswith(".safetensors"):
-            from ..vision.inception import Inception
+    if not name.endswith(".safetensors"):
+        return open_eyes(name, device)
+    from ..vision.inception import Inception
 
-            return Eyes(Inception.from_file(name).eval().requires_grad_(False), name=Path(name).stem).to(where)
-        return load_eyes(name, device=where)
+    device = pick_device(device)
+    with blame("bad_checkpoint", f"{kind} {name}"):
+        return Eyes(Inception.from_file(name).eval().requires_grad_(False), name=Path(name).stem).to(device)
 
 
 def _training(request: Request) -> Any:
@@ -202,6 +210,19 @@ def _picture(images_BCHW: Any) -> Image.Image:
     from ..pipeline import to_pil
 
     return to_pil(images_BCHW)[0]
+
+
+def _command(request: Request) -> str:
+    """The command line that does it again."""
+    spelled = {"each": "per-prompt"}
+    parts = ["triptych judge", *(shlex.quote(model) for model in request.models)]
+    for field in fields(Request):
+        value = getattr(request, field.name)
+        if field.name in ("models", "report", "device") or value == field.default or not value:
+            continue
+        said = value if isinstance(value, (str, int)) else ",".join(f"{x:g}" if isinstance(x, float) else x for x in value)
+        parts.append(f"--{spelled.get(field.name, field.name)} {shlex.quote(str(said))}")
+    return " ".join(parts)
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,31 +95,48 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def opened(file: Path) -> Any:
-    """A PIL picture in RGB: upright as EXIF says, transparency over white. Raises ValueError with the reason if it cannot be read."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # of Pillow's, those that are read without another program
+
+
+def opened(file: str | Path) -> Any:
+    """A PIL picture in RGB, the first frame: upright as EXIF says, transparent parts over white.
+
+    Raises FileNotFoundError, and ValueError with the reason if it cannot be read or has more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    damaged = (OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, struct.error, Image.DecompressionBombError)
     try:
-        with Image.open(file) as raw:
-            most = Image.MAX_IMAGE_PIXELS
-            if most is not None and raw.width * raw.height > most:
-                raise ValueError(f"{raw.width} x {raw.height} pixels are more than {most}")
-            picture = ImageOps.exif_transpose(raw)
-            if picture.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale
-                picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            picture = picture.convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of bombs, which are refused below, and of odd EXIF, which is passed over
+            with Image.open(file, formats=_FORMATS) as raw:
+                most = Image.MAX_IMAGE_PIXELS
+                if most is not None and raw.width * raw.height > most:
+                    raise ValueError(f"{raw.width} x {raw.height} pixels are more than {most}")
+                picture = ImageOps.exif_transpose(raw)
+                if picture.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale
+                    picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+                if not picture.has_transparency_data:
+                    return picture.convert("RGB")
+                picture = picture.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("no picture that can be read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error) or type(error).__name__) from None
-    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    except FileNotFoundError:
+        raise
+    except damaged as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(str(reason)[:200]) from None
 
 
 def fitted(file: Path, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: the whole picture in the middle of a white square. Raises ValueError with the reason if it cannot be read."""
     from PIL import Image
 
-    flat = opened(file)
+    try:
+        flat = opened(file)
+    except FileNotFoundError:
+        raise ValueError("it is gone") from None
     scale = size / max(flat.size)
     width, height = (max(1, round(side * scale)) for side in flat.size)
     square = Image.new("RGB", (size, size), (255, 255, 255))

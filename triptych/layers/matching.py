@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Costs", "Objects", "Pairs", "assign", "corners", "generalized_iou", "iou", "mask_losses", "match", "set_losses"]
+__all__ = ["NOT_ASKED", "Costs", "Objects", "Pairs", "assign", "corners", "generalized_iou", "iou", "mask_losses", "match", "set_losses"]
+
+NOT_ASKED = -100  # as an attribute's value: whatever is said of it costs nothing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Objects:
     """What there is in B pictures. Rows of real_BN that are False are padding.
 
-    classes_BN: int64, 0..K-1.  boxes_BN4: cx, cy, w, h.  attributes: int64 [B, N], one a further head (colour...).
+    classes_BN: int64, 0..K-1.  boxes_BN4: cx, cy, w, h.  attributes: int64 [B, N], one a further head (colour...), or NOT_ASKED.
     masks_BNHW: float, 1 = the object covers the pixel; of any size, for `mask_losses` alone.
     """
 
@@ -173,8 +175,8 @@ def set_losses(
         "cardinality": (seen_B - objects.real_BN.sum(1)).abs().float().mean(),
     }
     if attributes:
-        both = zip(attributes, objects.attributes, strict=True)
-        wrong = [F.cross_entropy(a_BQA[row, query].float(), b_BN[row, chosen], reduction="sum") for a_BQA, b_BN in both]
+        both = [(a_BQA[row, query].float(), b_BN[row, chosen]) for a_BQA, b_BN in zip(attributes, objects.attributes, strict=True)]
+        wrong = [F.cross_entropy(said_PA, true_P, ignore_index=NOT_ASKED, reduction="sum") for said_PA, true_P in both]
         out["attributes"] = torch.stack(wrong).sum() / objects.count
     return out
 

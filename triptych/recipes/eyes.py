@@ -30,13 +30,15 @@ def eyes_clip() -> Recipe:
 
 def eyes_detr() -> Recipe:
     """A DETR of scenes, 128 x 128: 48 kinds of things, and the colour of those that were drawn in one."""
+    from ..data.graph import CLASSES
+
     return Recipe(
         name="eyes-detr",
         panel="vision",
-        family=Family(name="detr", size="scenes"),
-        task_options={"nothing": 0.3, "vary": {"halvings": 2, "noise": 0.15}},
+        family=Family(name="detr", size="scenes", config={"labels": list(CLASSES)}),
+        task_options={"nothing": 0.3, "vary": {"halvings": 2, "noise": 0.15}, "recolor": 0.5},
         data=Data(sources=(Source(name="scenes"),), size=128),
-        optimizer=Optimizer(lr=5e-4, weight_decay=1e-4, warmup=0.03, decay=0.4, clip=0.5),
+        optimizer=Optimizer(lr=5e-4, weight_decay=1e-4, warmup=0.03, decay=0.5, clip=0.5),
         steps=12000, batch=16, validate_every=500, save_every=500,
     )  # fmt: skip
 

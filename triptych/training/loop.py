@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +25,14 @@ from triptych.recipe import Recipe
 from . import run_folder, state
 from .build import build_task
 from .build import export as export_panels
-from .expect import Expectation, check
+from .expect import Expectation, check, strange
 from .measure import estimate, in_words
 from .report import Metrics, Report
-from .run import Run
+from .run import Run, device_of
 from .signals import Stop
+
+if TYPE_CHECKING:
+    from .judged import Judged
 
 __all__ = ["Result", "train"]
 
@@ -39,7 +42,8 @@ class Result:
     """How a run ended. reason: "finished", "interrupted" (Ctrl+C), "terminated" (SIGTERM), "dry run".
 
     skipped: steps that were not finite.  validation: the last held-out measures.  expected: each of the recipe's expectations, at
-    the end of a finished run.  model: the exported folder.  estimate: what a dry run measured.
+    the end of a finished run.  model: the exported folder.  estimate: what a dry run measured.  judged: the judges' last measures.
+    best: the folder of the model that they found best, and best_at, its step, measure and value.
     """
 
     reason: str
@@ -50,6 +54,9 @@ class Result:
     expected: list[Expectation] = field(default_factory=list)
     model: Path | None = None
     estimate: dict[str, Any] = field(default_factory=dict)
+    judged: dict[str, float] = field(default_factory=dict)
+    best: Path | None = None
+    best_at: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -68,8 +75,8 @@ def train(
     after it (to measure what the card or the latents need), and `compiles()`, the modules worth compiling.
     resume: go on from the newest whole checkpoint.  init: start from a model's weights, with a fresh optimizer.
     dry_run: measure what the run would cost; nothing is written.
-    Raises ValueError (recipe, data), state.BadCheckpoint (another run's), state.Locked, state.DiskFull, Diverged. A second
-    Ctrl+C raises KeyboardInterrupt at once.
+    Raises ValueError (recipe, data, judges that cannot work), state.BadCheckpoint (another run's), state.Locked, state.DiskFull,
+    Diverged. A second Ctrl+C raises KeyboardInterrupt at once.
     """
     out, report = Path(out), report or Report()
     keep_freed_memory()
@@ -79,36 +86,42 @@ def train(
         if data is None:
             data, held_out = _datasets(recipe, report)
         task = task or build_task(recipe, init=init)
+        judged = _judged(recipe, task, data, held_out, device)
         if hook := getattr(task, "prepare_data", None):
             hook(data)
-        run = Run(recipe, task, data, held_out, device, report, init=str(init) if init else None)
+        run = Run(recipe, task, data, held_out, device, report, init=str(init) if init else None, judged=judged)
         if dry_run:
             cost = estimate(run)
             for line in in_words(cost):
                 report.say(line)
             return Result("dry run", 0, out, estimate=cost)
-        metrics = run_folder.begin(run, out, found)
+        metrics, export = run_folder.begin(run, out, found), export or export_panels
         try:
-            result = _loop(run, out, metrics)
+            result = _loop(run, out, metrics, export)
+            if judged:
+                best_at = {key: judged.best[key] for key in ("step", "measure", "value")} if judged.best else {}
+                result = replace(result, judged=judged.scores, best=out / "best" if best_at else None, best_at=best_at)
             if result.reason == "finished":
-                result = replace(result, expected=check(recipe.expect, run.validation))
-                for one in result.expected:
-                    report.say(str(one))
+                result = replace(result, expected=check(recipe.expect, run.measured))
+                for line in (*result.expected, *([judged.in_words(out, run.step)] if judged else [])):
+                    report.say(str(line))
             task.modules.eval()
             with run.averages.applied():
                 if hook := getattr(task, "finish", None):
                     hook(data)
-                (export or export_panels)(task, recipe, out / "model", run_folder.card(run))
+                export(task, recipe, out / "model", run_folder.card(run))
             return replace(result, model=out / "model")
         finally:
             report.end()
             metrics.close()
 
 
-def _loop(run: Run, out: Path, metrics: Metrics) -> Result:
+def _loop(run: Run, out: Path, metrics: Metrics, export: Callable[[Task, Recipe, Path, Mapping[str, Any]], None]) -> Result:
     recipe, report = run.recipe, run.report
     if run.step == 0:
         run.measure(out, metrics, validate=True, preview=bool(recipe.preview_prompts))
+    for line in strange(recipe.expect, [*run.measured, *(run.judged.measures if run.judged else ())]):
+        report.say(line)
     report.begin(recipe.name, run.step, recipe.steps, recipe.batch)
     with Stop() as stop, run.batches() as batches:
         begun = time.monotonic()
@@ -119,6 +132,8 @@ def _loop(run: Run, out: Path, metrics: Metrics) -> Result:
             last, leaving = run.step == recipe.steps, stop.reason  # read once: a signal that comes later waits for the next step
             validate, preview = (last or run.step % every == 0 for every in (recipe.validate_every, recipe.preview_every))
             run.measure(out, metrics, validate=validate, preview=preview)
+            if run.judged and run.judged.due(run.step):
+                run.judged.turn(run, out, metrics, export)
             if last or leaving or run.step % recipe.save_every == 0:
                 now = time.monotonic()
                 run.seconds, begun = run.seconds + now - begun, now
@@ -128,6 +143,14 @@ def _loop(run: Run, out: Path, metrics: Metrics) -> Result:
                 report.say(f"{leaving} at step {run.step}, saved in {out}; go on with --resume")
                 return Result(leaving, run.step, out, run.skipped, run.validation)
     return Result("finished", run.step, out, run.skipped, run.validation)
+
+
+def _judged(recipe: Recipe, task: Task, data: Any, held_out: Any, device: str) -> Judged | None:
+    if not recipe.judges:
+        return None
+    from .judged import Judged
+
+    return Judged(recipe, task, data, held_out, device_of(device))
 
 
 def _datasets(recipe: Recipe, report: Report) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ from .ema import Averages
 from .optim import Optimizers, hidden_matrices, rate
 from .report import Metrics, Report
 
-__all__ = ["Diverged", "Run", "tensors_of"]
+if TYPE_CHECKING:
+    from .judged import Judged
+
+__all__ = ["Diverged", "Run", "device_of", "tensors_of"]
 
 SKIPS = 10  # steps in a row without a finite loss and gradient, after which training stops
 HELD_OUT = 256  # rows that validation looks at, in whole batches
@@ -35,13 +38,15 @@ class Run:
     """The state of one run.
 
     step: steps made.  skipped, in_a_row: steps that were not finite, in all and just now.  seconds: of training so far.
+    judged: the recipe's judges, None where it names none.
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, data: Any, held_out: Any, device: str, report: Report, *, init: str | None = None
-    ) -> None:
-        self.recipe, self.task, self.data, self.report, self.init = recipe, task, data, report, init
-        self.device = _device(device)
+        self, recipe: Recipe, task: Task, data: Any, held_out: Any, device: str, report: Report, *, init: str | None = None,
+        judged: Judged | None = None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.task, self.data, self.report, self.init, self.judged = recipe, task, data, report, init, judged
+        self.device = device_of(device)
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.step = self.skipped = self.in_a_row = 0
         self.seconds = 0.0
@@ -176,8 +181,7 @@ class Run:
         """Held-out measures and a strip of pictures, by the averaged weights."""
         if not ((self._examples and validate) or preview):
             return
-        self.task.modules.eval()
-        with self.averages.applied(), torch.no_grad(), self.uncompiled():
+        with self.looking():
             if self._examples and validate:
                 rows = [self.task.validate(batch) for batch in self._examples]
                 self.validation = {name: float(torch.cat([r[name].float() for r in rows]).mean()) for name in rows[0]}
@@ -189,7 +193,23 @@ class Run:
                 images = self.task.preview(prompts, _first(shown, 8))
                 if images is not None:
                     run_folder.save_strip(images, out / "previews" / f"step-{self.step:06d}.png")
-        self.task.modules.train()
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside: averaged weights, evaluation, no gradients, nothing compiled. Outside all is as it was, torch's own draws too."""
+        modes = {module: module.training for module in self.task.modules.modules()}
+        self.task.modules.eval()
+        try:
+            with self.averages.applied(), torch.no_grad(), self.uncompiled(), torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The last held-out measures, and the last of the judges."""
+        return {**self.validation, **(self.judged.scores if self.judged else {})}
 
     # --- keeping ---
 
@@ -199,12 +219,15 @@ class Run:
 
     def save(self, out: Path) -> None:
         """Raises Diverged if a weight is not finite: such a checkpoint is never written."""
-        files = self.files()
-        for name in ("weights", "averages"):
-            for key, tensor in files[name].items():
+        self.check_finite()
+        state.write(out, self.step, self.files(), run_folder.facts(self), keep=self.recipe.keep)
+
+    def check_finite(self) -> None:
+        """Raises Diverged."""
+        for name, tensors in (("weights", tensors_of(self.task.modules)), ("averages", self.averages.state())):
+            for key, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise Diverged(f"{name} {key} is not finite at step {self.step}; nothing was saved, older checkpoints are whole")
-        state.write(out, self.step, files, run_folder.facts(self), keep=self.recipe.keep)
 
     @torch.no_grad()
     def restore(self, checkpoint: state.Checkpoint) -> None:
@@ -275,7 +298,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in module.state_dict(keep_vars=True).items() if not (id(t) in seen or seen.add(id(t)))}
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
     if wanted != "auto":
         return torch.device(wanted)
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")

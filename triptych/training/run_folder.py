@@ -1,11 +1,16 @@
 """What a run writes beside its checkpoints: recipe, metrics, previews; and what a resume must find unchanged.
 
-RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/
+RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/  [best/<place>/  judged.svg]
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import platform
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +27,11 @@ from .report import Metrics, Report
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["begin", "card", "facts", "look", "save_strip"]
+__all__ = ["begin", "card", "facts", "keep_best", "look", "save_strip", "settle_best"]
 
 _FREE = {  # fields that may change at a resume: they look at the run or name it, and do not steer it
-    "name", "init", "save_every", "keep", "validate_every", "preview_every", "preview_prompts", "sampling", "judges", "expect",
+    "name", "init", "save_every", "keep", "validate_every", "preview_every", "preview_prompts", "sampling", "judges",
+    "judge_every", "judge_pictures", "eyes", "detector", "expect",
 }  # fmt: skip
 
 
@@ -53,6 +59,8 @@ def begin(run: Run, out: Path, found: state.Checkpoint | None) -> Metrics:
     if found:
         run.restore(found)
         run.report.say(f"resumed at step {run.step} from {found.folder}")
+    if run.judged:
+        run.judged.begin(run, out, found.facts if found else None)
     kept = sum(sum(c.sizes.values()) for c in state.complete(out))
     state.check_space(out, max(run.checkpoint_bytes() * (run.recipe.keep + 1) - kept, 0))
     checkpoint.write_atomically(out / "recipe.yaml", to_yaml(run.recipe).encode())
@@ -92,6 +100,7 @@ def facts(run: Run) -> dict[str, Any]:
     return {
         "recipe": _steering(run.recipe), "init": run.init, "phases": list(run.phases), "skipped": run.skipped, "in_a_row": run.in_a_row,
         "seconds": run.seconds, "validation": run.validation, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "judged": run.judged.facts() if run.judged else None,
     }  # fmt: skip
 
 
@@ -101,8 +110,50 @@ def card(run: Run) -> dict[str, Any]:
         "recipe": to_mapping(run.recipe), "steps": run.step, "examples": run.step * run.recipe.batch, "skipped": run.skipped,
         "hours": round(run.seconds / 3600, 4), "hardware": f"{run.device}, {torch.get_num_threads()} threads, {platform.machine()}",
         "precision": "bf16" if run.bf16 else "float32", "torch": torch.__version__, "held_out": run.validation,
-        "expected": [str(one) for one in check(run.recipe.expect, run.validation)],
+        **({"judged": {k: v if math.isfinite(v) else None for k, v in run.judged.scores.items()}} if run.judged else {}),
+        "expected": [str(one) for one in check(run.recipe.expect, run.measured)],
     }  # fmt: skip
+
+
+def keep_best(out: Path, write: Callable[[Path], None], record: Mapping[str, Any]) -> None:
+    """`write(folder)` makes a new RUN/best, which takes the place of the old one when it is whole; `record` becomes its judged.json."""
+    new, old, best = _best(out)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        write(new)
+        checkpoint.write_atomically(new / "judged.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        if best.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(best, old)
+        os.rename(new, best)  # between the two the old one is whole, and `settle_best` gives it back its name
+        state._sync_folder(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle_best(out: Path, *, fresh: bool) -> dict[str, Any] | None:
+    """What a kill has left of `keep_best` is put in order. Returns the record of RUN/best, None if there is none.
+
+    fresh: a run begins here, and what another one kept goes.
+    """
+    new, old, best = _best(out)
+    shutil.rmtree(new, ignore_errors=True)
+    if old.exists() and not best.exists():
+        os.rename(old, best)
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        record = json.loads((best / "judged.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if fresh:
+        shutil.rmtree(best)
+        return None
+    return record
+
+
+def _best(out: Path) -> tuple[Path, Path, Path]:
+    return out / ".best.new", out / ".best.old", out / "best"
 
 
 def save_strip(images_BCHW: Tensor, path: Path) -> None:

@@ -9,14 +9,15 @@ Shape legend: B batch, Q queries, N objects, K classes and "no object", P matche
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..contracts import Batch, Prompt, Rng
-from ..layers.matching import Costs, Objects, iou, mask_losses, match, set_losses
-from ..layers.pixels import average_down, varied
+from ..layers.matching import NOT_ASKED, Costs, Objects, iou, mask_losses, match, set_losses
+from ..layers.pixels import average_down, recolored, varied
 
 if TYPE_CHECKING:
     from .detr import DETR, Seen
@@ -31,16 +32,18 @@ class Detect:
     nothing: weight of "no object" in the cross entropy; more than the paper's where there are few queries, against doubles.
     masks: a function (truth, side) -> bool [N, side, side], for a panel with a mask head.
     vary: how pictures are varied in training, arguments of `layers.pixels.varied`; not "jitter", for boxes would not move along.
+    recolor: share of the pictures that are shown in other colours, and not asked for attributes: so that what a thing is does not come
+    to depend on the colours in which it was shown, and things are known in colours that they never had.
     Pictures are shown in [-1, 1], averaged down to `image_size`: a network trained here has mean and deviation 0.5.
     """
 
     def __init__(
         self, panel: DETR, *, neighbours: Mapping[str, Any] | None = None, nothing: float = 0.1, masks: Callable | None = None,
-        vary: Mapping[str, Any] | None = None,
+        vary: Mapping[str, Any] | None = None, recolor: float = 0.0,
     ) -> None:  # fmt: skip
         if panel.config.masks and masks is None:
             raise ValueError("a panel with a mask head learns from masks: pass masks=function(truth, side), or set config.masks = False")
-        self.vary = dict(vary or {})
+        self.vary, self.recolor = dict(vary or {}), recolor
         if self.vary.get("jitter"):
             raise ValueError("detection cannot vary pictures by jitter: the boxes would stay where they were")
         self.panel, self.masks, self.costs = panel, masks, Costs(nothing=nothing)
@@ -100,8 +103,13 @@ class Detect:
         return average_down(batch.images_BCHW, self.panel.image_size)
 
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        pixels = varied(self._shown(batch), rng, **self.vary)
-        return self._losses(self.panel(pixels, every_layer=True), self.objects(batch.prompts, pixels.device))
+        pixels = self._shown(batch)
+        objects = self.objects(batch.prompts, pixels.device)
+        if self.recolor:
+            pixels, which_B = recolored(pixels, rng, self.recolor)
+            unasked = tuple(value_BN.masked_fill(which_B[:, None], NOT_ASKED) for value_BN in objects.attributes)
+            objects = replace(objects, attributes=unasked)
+        return self._losses(self.panel(varied(pixels, rng, **self.vary), every_layer=True), objects)
 
     def after_step(self, phase: str, step: int) -> None:
         pass

@@ -41,6 +41,8 @@ class Config:
 
     num_classes: K, without "no object".  labels: their names, where they have some.
     attributes: further things to be said of an object, each (name, its values), as of colour; one more value means none of them.
+    ink: whether attributes are told from the colours within the box alone, and not by the query, which knows what the thing is: a
+    head that knows tells a gray ring's colour by what rings were shown in (`Ink`).
     hidden: width inside the MLPs.  depth, decoder_depth: layers.  masks: with the head for panoptic segmentation.
     """
 
@@ -49,6 +51,7 @@ class Config:
     num_classes: int = 91
     labels: tuple[str, ...] = ()
     attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    ink: bool = False
     num_queries: int = 100
     queries: Literal["learnt", "anchored"] = "learnt"
     width: int = 256
@@ -76,7 +79,8 @@ SIZES = {
     ),
     "scenes": Config(
         image_size=128, backbone={**_PLAIN, "stem_width": 32, "widths": (64, 96, 128), "depths": (1, 1, 1)}, num_classes=48,
-        attributes=_COLORS, num_queries=25, queries="anchored", width=128, hidden=512, num_heads=8, depth=3, decoder_depth=3, dropout=0.0,
+        attributes=_COLORS, ink=True, num_queries=25, queries="anchored", width=128, hidden=512, num_heads=8, depth=3, decoder_depth=3,
+        dropout=0.0,
     ),
     "DETR-R50": Config(),
     "DETR-R101": Config(backbone=_R101),
@@ -149,6 +153,24 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-2])
 
 
+def ink(pixels_BCHW: Tensor, boxes_BQ4: Tensor, points: int = 12) -> Tensor:
+    """What colour the ink in each box has: its mean and deviation in each channel, [B, Q, 6]; no shape is left in them.
+
+    Ink is what differs from the paper, the median of the picture's border: points of the box weigh by the square of how far they do.
+    """
+    border_BCL = torch.cat([pixels_BCHW[:, :, 0], pixels_BCHW[:, :, -1], pixels_BCHW[..., 0], pixels_BCHW[..., -1]], dim=-1)
+    paper_BC11 = border_BCL.median(dim=-1).values[..., None, None]
+    at_P = (torch.arange(points, device=boxes_BQ4.device) + 0.5) / points - 0.5
+    at_P2 = torch.cartesian_prod(at_P, at_P)
+    places_BQP2 = 2 * (boxes_BQ4[..., None, :2] + boxes_BQ4[..., None, 2:] * at_P2) - 1
+    x_BCQP = F.grid_sample(pixels_BCHW, places_BQP2.to(pixels_BCHW), padding_mode="border", align_corners=False)
+    weight_BCQP = (x_BCQP - paper_BC11).square().sum(1, keepdim=True) + 1e-4
+    weight_BCQP = weight_BCQP / weight_BCQP.sum(-1, keepdim=True)
+    mean_BCQ1 = (weight_BCQP * x_BCQP).sum(-1, keepdim=True)
+    spread_BCQ = (weight_BCQP * (x_BCQP - mean_BCQ1).square()).sum(-1).sqrt()
+    return rearrange([mean_BCQ1[..., 0], spread_BCQ], "two b c q -> b q (two c)")
+
+
 class EncoderLayer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -214,7 +236,7 @@ class DETR(nn.Module):
             self.query_QD = nn.Parameter(torch.randn(c.num_queries, c.width))
         self.class_head = nn.Linear(c.width, c.num_classes + 1)
         self.box_head = MLP(c.width, c.width, c.width, 4)
-        self.attribute_heads = nn.ModuleList(nn.Linear(c.width, many) for many in c.num_attributes)
+        self.attribute_heads = nn.ModuleList(MLP(6, 64, 64, n) if c.ink else nn.Linear(c.width, n) for n in c.num_attributes)
         self.mask_head = MaskHead(c.width, c.num_heads, widths[-2::-1]) if c.masks else None
         self._frozen = [layer for layer in self.backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
         for layer in self._frozen:
@@ -232,11 +254,11 @@ class DETR(nn.Module):
         """All that is said of the pictures; after every decoder layer, if asked (in training: the auxiliary losses)."""
         maps, source_BDHW, memory_BDHW, real_BHW = self._encode(pixels_BCHW, real_BHW)
         layers = self._decode(memory_BDHW, real_BHW)
-        earlier = tuple(self._said(*layer) for layer in layers[:-1]) if every_layer else ()
+        earlier = tuple(self._said(pixels_BCHW, *layer) for layer in layers[:-1]) if every_layer else ()
         masks = None
         if self.mask_head is not None:
             masks = self.mask_head(layers[-1][0], source_BDHW, memory_BDHW, real_BHW, maps[-2::-1])
-        return self._said(*layers[-1], masks_BQhw=masks, earlier=earlier)
+        return self._said(pixels_BCHW, *layers[-1], masks_BQhw=masks, earlier=earlier)
 
     def detect(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(class logits [B, Q, K + 1], the last is "no object"; boxes [B, Q, 4]: centre x, centre y, width, height in 0..1)."""
@@ -295,8 +317,9 @@ class DETR(nn.Module):
     def _sines(self, places_2: Tensor) -> Tensor:
         return sines(places_2, self.config.width, 20.0 if self.anchored else 10_000.0)
 
-    def _said(self, state_BQD: Tensor, boxes_BQ4: Tensor, **more: Any) -> Seen:
-        attributes = tuple(head(state_BQD) for head in self.attribute_heads)
+    def _said(self, pixels_BCHW: Tensor, state_BQD: Tensor, boxes_BQ4: Tensor, **more: Any) -> Seen:
+        heard = ink(pixels_BCHW, boxes_BQ4.detach()) if self.config.ink else state_BQD
+        attributes = tuple(head(heard) for head in self.attribute_heads)
         return Seen(logits_BQK=self.class_head(state_BQD), boxes_BQ4=boxes_BQ4, attributes=attributes, **more)
 
 
