@@ -40,7 +40,7 @@ BATCH = 16  # pictures drawn together
 class Asked:
     """Prompts with their seeds and categories; `real(rows)` gives the real pictures of some of them, [B, 3, H, W] in [-1, 1].
 
-    says: in a sentence, what was asked and of what.
+    says: in a sentence, what was asked and of what.  unseen: whether the real pictures are none that a model was trained on.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Asked:
     categories: tuple[str, ...]
     seed: int = 0
     real: Callable[[range], Tensor] | None = None
+    unseen: bool = True
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -109,7 +110,7 @@ def from_data(dataset: Any, spec: str, split: str, n: int = 200, seed: int = 0, 
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     says = f"the words of {n} pairs of {spec} ({split.replace('_', ' ')}), whose pictures are the real ones"
-    return _asked(name or "pairs", says, spec, rows, [""] * n, seed, real)
+    return dataclasses.replace(_asked(name or "pairs", says, spec, rows, [""] * n, seed, real), unseen=split != "train")
 
 
 def drawbench(n: int = 200, seed: int = 0, language: str = "en") -> Asked:
@@ -257,8 +258,8 @@ def look(
         out.seconds += time.perf_counter() - begun
         images = torch.cat([as_tensor(picture) for picture in pictures])
         real = asked.real(rows) if asked.real is not None else None
-        for judge in judges.values():
-            judge.add(images, prompts, real)
+        for name, judge in judges.items():
+            judge.add(images, prompts, real if asked.unseen or name != "memorisation" else None)
         out.pictures |= dict(zip(rows, pictures, strict=True))
         out.each = {name: values for judge in judges.values() for name, values in getattr(judge, "each", dict)().items()}
         kept = {*shown, *(i for values in out.each.values() for i in _extremes(values))}

@@ -10,6 +10,7 @@ this text encoder and for this latent space.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 from . import catalog, checkpoint
 from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
-from .eyes import is_eyes, load_eyes
+from .eyes import Eyes, is_eyes, load_eyes
 from .layers.linear import pack
 from .processes import sample
+from .processes.guidance import CriticGuidance, Guide
 
 __all__ = ["Generator", "TextToImage", "load", "load_generator", "to_pil"]
 
@@ -115,6 +117,8 @@ class TextToImage:
         size: tuple[int, int] | None = None,
         decoder: Mapping[str, Any] | None = None,
         exact: bool = False,
+        guide: Eyes | None = None,
+        guide_scale: float = 0.0,
         on_step: Callable[[int, int, Preview], None] | None = None,
         batch_size: int = 16,
         **sampling: Any,
@@ -126,13 +130,16 @@ class TextToImage:
         noise: unit-normal start [B, *latent shape] instead of the seeds'; it fixes the size.
         negative: what the unconditional branch hears.  size: (H, W) asked of the decoder.
         decoder: settings of the decoder's own Sampling, where it has any (a cascade's or unCLIP's steps).
+        guide: eyes that hear words, and pull at every step towards what they take for the words, with the force guide_scale, in units
+        of their own logit; 0 = off.
         sampling: steps, guidance, sampler...: the fields of `model.generator.process.Sampling`.
         on_step(done, total, preview): after each evaluation; `preview()` decodes what stands there now.
-        Raises ValueError for unknown settings, or counts of prompts, seeds, noise, negatives that do not meet.
+        Raises ValueError for unknown settings, eyes that cannot guide, or counts of prompts, seeds, noise, negatives that do not meet.
         """
         said = [Prompt.of(p) for p in ([prompts] if isinstance(prompts, (str, int, Prompt)) else prompts)]
         how = self.settings(**sampling)
         decode_how = self._decoder_settings(size, decoder or {})
+        self._check_guide(guide, guide_scale)
         seeds = list(range(len(said))) if seeds is None else list(seeds)
         against = _as_many(negative, len(said))
         if against and "negative" not in self.generator.process.abilities:
@@ -146,7 +153,7 @@ class TextToImage:
             rows = slice(first, first + chunk)
             rng = Rng.of_seeds(seeds[rows])
             started = None if noise is None else noise[rows]
-            z, cond = self._latents(said[rows], against and against[rows], how, started, rng, on_step, decode_how)
+            z, cond = self._latents(said[rows], against and against[rows], how, started, rng, on_step, decode_how, guide, guide_scale)
             images += self._decode(z, cond, decode_how, rng)
         return images
 
@@ -173,7 +180,7 @@ class TextToImage:
 
     def _latents(
         self, prompts: Sequence[Prompt], negative: Sequence[str] | None, how: Any, noise: Tensor | None, rng: Rng,
-        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any,
+        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any, guide: Eyes | None = None, guide_scale: float = 0.0,
     ) -> tuple[Tensor, Condition]:  # fmt: skip
         network, process = self.generator.network, self.generator.process
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
@@ -181,6 +188,8 @@ class TextToImage:
             null = self.text_encoder.encode([Prompt.of(n) for n in negative]) if negative else self.text_encoder.null(prompts)
             shape = self.decoder.latent.shape if noise is None or hasattr(network, "noise_shape") else tuple(noise.shape[1:])
             start = Start(shape=shape, noise=None if noise is None else noise.float())
+            if guide is not None and guide_scale:
+                network = CriticGuidance(network, self._guide(guide, guide_scale, prompts, cond, decode_how, rng))
 
             def report(state: State, _: Process) -> None:
                 total = int(state.total_B.max())
@@ -189,6 +198,36 @@ class TextToImage:
 
             z = sample(process, network, cond.to(self.device), null.to(self.device), how, start, rng, on_step=report)
         return z, cond
+
+    def _check_guide(self, guide: Eyes | None, scale: float) -> None:
+        if not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"guide_scale = {scale!r}: must be 0 (off) or more")
+        if guide is None:
+            if scale:
+                raise ValueError(f"guide_scale = {scale!r} and no guide; give eyes that hear words, a CLIP")
+            return
+        if guide.text_encoder is None or getattr(guide.vision, "role", "") != "critic":
+            raise ValueError(f"{guide.name} ({type(guide.vision).__name__}) hears no words and cannot guide; take a CLIP")
+        process = self.generator.process
+        if process.drives != "denoiser" or not all(hasattr(process, name) for name in ("schedule", "time")):
+            raise ValueError(f"{type(process).__name__} has no x0 to ask eyes about at each step; a guide needs a denoiser's process")
+
+    def _guide(self, eyes: Eyes, scale: float, prompts: Sequence[Prompt], cond: Condition, how: Any, rng: Rng) -> Guide:
+        """What the eyes say of a belief in x0, in units of their own logit."""
+        process: Any = self.generator.process
+        vision: Any = eyes.vision
+        assert eyes.text_encoder is not None
+
+        def see(x0: Tensor) -> Tensor:
+            latent = self.decoder.latent
+            small = latent.kind == "image" and len(latent.mean) == 3 and latent.fingerprint.startswith("pixels-")
+            return eyes.preprocess(latent.restore(x0) if small else self.decoder.decode(x0, cond, how, rng.child("decoder")))
+
+        heard = eyes.text_encoder.encode(prompts).to(eyes.device)
+        return Guide(
+            critic=vision, heard=heard, scale=scale * float(vision.scale()), see=see,
+            schedule=process.schedule, target=process.config.target, time=process.time,
+        )  # fmt: skip
 
     def _preview(self, state: State, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
         guess = self.generator.process.preview(state)
@@ -228,7 +267,9 @@ def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") 
 
 
 def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> TextToImage:
-    """Three panels, joined. Raises ValueError as `load` does."""
+    """Three panels, joined. Raises ValueError as `load` does, and for eyes."""
+    if is_eyes(model):
+        raise ValueError(f"{model} are eyes: they look at pictures and draw none; `triptych list` names the models that draw")
     text_encoder = checkpoint.load_panel(model, "text_encoder")
     decoder = checkpoint.load_panel(model, "decoder")
     network = checkpoint.load_panel(model, "generator", latent=decoder.latent, condition=text_encoder.gives)

@@ -19,7 +19,7 @@ from triptych.app.cli import main
 
 VERBS = [
     ["generate"], ["train"], ["list"], ["show"], ["doctor"], ["data"], ["data", "build"], ["data", "show"], ["data", "check"], ["classify"],
-    ["search"], ["score"], ["detect"], ["judge"], ["compare"],
+    ["search"], ["score"], ["detect"], ["probe"], ["judge"], ["compare"],
 ]  # fmt: skip
 
 

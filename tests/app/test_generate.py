@@ -5,12 +5,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from triptych.app import pictures
+
+
+@pytest.fixture(scope="session")
+def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights, that hears other words than the model does; and beside it eyes that are deaf, and a stranger's."""
+    from tests.contract import tiny
+    from triptych.eyes import Eyes
+
+    folder = tmp_path_factory.mktemp("eyes")
+    words: Any = tiny.build("text_encoders", "bilingual").eval()
+    for seed, name in enumerate(("mine", "other")):
+        Eyes(tiny.awake(tiny.build("vision", "clip", condition=words.gives, seed=seed)).eval(), words, name=name).save(folder / name)
+    Eyes(tiny.build("vision", "vit", condition=words.gives).eval(), words, name="deaf").save(folder / "deaf")
+    return folder / "mine"
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -166,6 +181,103 @@ def test_wrong_settings_draw_nothing(run: Callable, model: Path) -> None:
         ran = run("generate", "x", "--seed", "1", "--model", model, *more)
         assert ran.code == 2 and said in ran.err and not list(Path().glob("out/*"))
     assert run("generate", "x", "--seed", "1", "--model", model, "--size", "8x8").code == 0
+
+
+# --- guided by eyes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_guide_pulls_and_is_recorded(run: Callable, model: Path, eyes: Path, here: Path) -> None:
+    from triptych import load
+
+    base = ["generate", "a red circle", "two hearts", "--seed", "7", "--model", model, "-o"]
+    assert run(*base, "base.png").code == 0 and "guide" not in (pictures.read("base-1.png") or {})
+    value = run(*base, "guided.png", "--guide", eyes, "--json").json
+    guide, there = value["guide"], load(eyes)
+    prints = {"fingerprint": there.fingerprint, "text_encoder": there.text_encoder.card["fingerprint"]}
+    assert guide == {"name": "mine", **prints, "scale": 10.0} and all(len(one) == 16 for one in prints.values())
+    for i in (1, 2):
+        record = pictures.read(f"guided-{i}.png")
+        assert record is not None and record["guide"] == guide and str(eyes) not in str(record)
+        assert (pixels(f"guided-{i}.png") != pixels(f"base-{i}.png")).any()
+    assert run(*base, "off.png", "--guide", eyes, "--guide-scale", "0").code == 0
+    assert (pixels("off-1.png") == pixels("base-1.png")).all() and pictures.read("off-1.png") == pictures.read("base-1.png")
+    moved = []
+    for scale in ("1", "400"):
+        assert run(*base, f"s{scale}.png", "--guide", eyes, "--guide-scale", scale).code == 0
+        moved.append(np.abs(pixels(f"s{scale}-1.png") - pixels("base-1.png")).mean())
+    assert moved[0] < moved[1]
+
+
+def test_a_guide_pulls_each_picture_by_its_own_words(run: Callable, model: Path, eyes: Path) -> None:
+    more = ["--model", model, "--guide", eyes, "--guide-scale", "100"]
+    assert run("generate", "smiling cat", "a red circle", "two hearts", "--seed", "0", *more, "-o", "all/").code == 0
+    assert run("generate", "a red circle", "--seed", "1", *more, "-o", "alone.png").code == 0
+    assert np.abs(pixels("alone.png") - pixels("all/0002-a-red-circle-1.png")).max() <= 2
+
+
+def test_eyes_raise_what_they_see(model: Path, eyes: Path) -> None:
+    import torch
+
+    from triptych import load
+    from triptych.eyes import as_tensor
+
+    drawing, looking, said = load(model), load(eyes), ["a red circle", "two hearts", "三个绿色的三角形", "star"]
+    sight = looking.sight()
+    means = []
+    for scale in (0.0, 20.0, 100.0):
+        images = drawing.generate(said, guide=looking, guide_scale=scale)
+        means.append((sight.image(torch.cat([as_tensor(image) for image in images])) * sight.text(said)).sum(1).mean().item())
+    assert means[0] < means[1] < means[2], means
+    with pytest.raises(ValueError, match="no guide"):
+        drawing.generate(said, guide_scale=1.0)
+
+
+@pytest.mark.parametrize("more", [[], ["--exact"], ["--precision", "bf16"], ["--sampler", "heun", "--guide-scale", "3"]])
+def test_from_draws_the_same_guided_pixels(run: Callable, model: Path, eyes: Path, more: list[str]) -> None:
+    more = [*more, "--guide", eyes]  # type: ignore[list-item]
+    assert run("generate", "a red circle", "-n", "3", "--seed", "1", "--steps", "3", "--model", model, "-o", "old/", *more).code == 0
+    for old in sorted(Path("old").iterdir())[::2]:
+        assert run("generate", "--from", old, "--model", model, "--guide", eyes, "-o", f"new-{old.name}").code == 0
+        assert (pixels(f"new-{old.name}") == pixels(old)).all() and pictures.read(f"new-{old.name}") == pictures.read(old)
+
+
+def test_from_without_the_eyes_names_them(run: Callable, model: Path, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triptych import checkpoint, load
+
+    base = ["generate", "a red circle", "--seed", "1", "--model", model]
+    run(*base, "--guide", eyes, "--guide-scale", "50", "-o", "old.png")
+    ran, again = run("generate", "--from", "old.png", "--model", model), ["generate", "--from", "old.png", "--model", model]
+    assert ran.code == 4 and "'mine'" in ran.err and load(eyes).fingerprint in ran.err and "--guide DIR" in ran.err
+    ran, other = run(*again, "--guide", eyes.with_name("other")), load(eyes.with_name("other"))
+    assert ran.code == 4 and load(eyes).fingerprint in ran.err and other.fingerprint in ran.err
+    assert run(*base, "-o", "plain.png").code == run(*again, "--guide-scale", "0", "-o", "off.png").code == 0
+    assert (pixels("off.png") == pixels("plain.png")).all() and pictures.read("off.png") == pictures.read("plain.png")
+    assert run(*again, "--guide", eyes, "--guide-scale", "9", "-o", "less.png").code == 0
+    assert (pictures.read("less.png") or {})["guide"]["scale"] == 9
+    assert run("generate", "--from", "plain.png", "--model", model, "--guide", eyes, "--guide-scale", "50", "-o", "now.png").code == 0
+    assert (pixels("now.png") == pixels("old.png")).all()
+    monkeypatch.setattr(checkpoint, "WEIGHTS", eyes.parent)  # where these eyes are embedded, their name is enough
+    assert run(*again, "-o", "same.png").code == 0 and (pixels("same.png") == pixels("old.png")).all()
+
+
+def test_what_cannot_guide_is_said(run: Callable, model: Path, eyes: Path) -> None:
+    base = ["generate", "x", "--seed", "1", "--model", model]
+    for more, said in (
+        (["--guide-scale", "5"], "--guide NAME|PATH"),
+        (["--guide", "nobody"], "nobody"),
+        (["--guide", eyes.with_name("deaf")], "hears no words"),
+        (["--guide", model], "has no eyes"),
+        (["--guide", eyes, "--guide-scale", "-1"], "guide_scale = -1.0"),
+        (["--guide", eyes, "--guide-scale", "nan"], "guide_scale = nan"),
+    ):
+        ran = run(*base, *more)
+        assert ran.code == 2 and said in ran.err and len(ran.err.splitlines()) == 1, ran.err
+    assert not list(Path().glob("out/*"))
+    run(*base, "--guide", eyes, "-o", "old.png")
+    record = pictures.read("old.png") or {}
+    for i, wrong in enumerate(({"scale": "x"}, {"name": None}, {"fingerprint": 3}, {"scale": True})):
+        with pytest.raises(ValueError, match="guide"):
+            pictures.write(Image.new("RGB", (8, 8)), f"evil-{i}.png", {**record, "guide": {**record["guide"], **wrong}})
 
 
 def test_show_and_trace(run: Callable, model: Path) -> None:

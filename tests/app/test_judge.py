@@ -60,7 +60,7 @@ def test_two_models_on_a_persons_pairs(judge: Callable, model: Path, here: Path)
         Image.new("RGB", (24, 24), (6 * i, 255 - 6 * i, 128)).save(pictures / f"{i}.png")
         (pictures / f"{i}.txt").write_text(f"colour number {i}")
     asked = ["--data", pictures, "--split", "train", "--n", 12, "--per-prompt", 2]
-    ran = judge(model, *asked, "--guidance", "1,3", "--training", pictures, "--json")
+    ran = judge(model, *asked, "--guidance", "1,3", "--training", pictures, "--report", "out", "--json")
     assert ran.code == 0, ran.err
     told = ran.json
     assert [one["label"] for one in told["models"]] == ["small, guidance 1", "small, guidance 3"]
@@ -68,6 +68,9 @@ def test_two_models_on_a_persons_pairs(judge: Callable, model: Path, here: Path)
     assert {"diversity(tiny-eyes)", "copies"} <= told["measures"].keys() and "exact" not in told["measures"]
     (curve,) = told["curves"]
     assert list(curve["lines"]) == ["small"] and [point[2] for point in curve["lines"]["small"]] == ["1", "3"]
+    assert [Path(sheet).name for sheet in told["memorisation"]] == ["memorisation-0.png", "memorisation-1.png"]
+    with Image.open(told["memorisation"][0]) as sheet:
+        assert sheet.width == 4 * (2 * 130 - 2 + 6) + 6
     assert "--per-prompt 2" in told["command"] and "--guidance 1,3" in told["command"] and "--seed" not in told["command"]
     one, other = (m["scores"]["FD(tiny-eyes)"]["value"] for m in told["models"])
     assert one != other

@@ -465,3 +465,23 @@ def _patch(picture: np.ndarray, i: int, j: int) -> np.ndarray:
 def test_the_helper_agrees_with_the_eyes(pics: Path) -> None:
     with Image.open(pics / "0.png") as image:
         assert torch.equal(as_tensor(open_picture(pics / "0.png")), as_tensor(image))
+
+
+def test_probe(run: Callable, saved: Path, here: Path) -> None:
+    """Two colours are told apart, the same colour under two names is not; a broken picture is named."""
+    random = np.random.default_rng(0)
+    for name, color in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
+        for i in range(15):
+            pixels = np.full((16, 16, 3), color, dtype=np.float64) + random.uniform(-40, 40, (16, 16, 3))
+            for folder in (f"two/{name}", f"one/{'ab'[i % 2]}") if name == "red" else (f"two/{name}",):
+                (here / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(here / folder / f"{i}.png")
+    (here / "two/red/broken.png").write_bytes(b"\x89PNG")
+    ran = run("probe", "two", "--model", saved / "clip", "--method", "ridge", "--json")
+    assert ran.code == 0 and ran.json["labels"] == ["blue", "red"] and ran.json["n"] == 30
+    assert list(ran.json["skipped"]) == ["two/red/broken.png"]
+    assert any(key.startswith("accuracy") and value == 1 for key, value in ran.json.items())
+    ran = run("probe", "one", "--model", saved / "clip", "--method", "ridge", "--json")
+    assert 0.1 < next(value for key, value in ran.json.items() if key.startswith("accuracy")) < 0.9
+    assert run("probe", "two/red", "--model", saved / "clip").code == 2
+    assert run("probe", "two", "--model", saved / "clip", "--method", "tiny").code == 2

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from . import say
+from .cli_eyes import eyes_app
+from .cli_judge import judge_app
 from .errors import EXIT, report
 
 __all__ = ["app", "main"]
@@ -32,6 +34,8 @@ app = typer.Typer(name="triptych", add_completion=False, rich_markup_mode=None, 
                   pretty_exceptions_enable=False)  # fmt: skip
 data_app = typer.Typer(rich_markup_mode=None, context_settings=_SPELLINGS)
 app.add_typer(data_app, name="data", help="Look at data, check it, and prepare it for training.")
+app.add_typer(eyes_app)  # without a name: its verbs stand at the top level
+app.add_typer(judge_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress and notes stay on stderr.")]
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help='"emoji", "scenes", a mixture "emoji:3,scenes:1", or a folder of pictures.')]
@@ -75,6 +79,10 @@ def generate(
     sampler: Annotated[str | None, typer.Option("--sampler", metavar="NAME",
         help="How the steps are made; `triptych list` names them.")] = None,
     negative: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What to stay away from.")] = None,
+    guide: Annotated[str | None, typer.Option("--guide", metavar="NAME|PATH",
+        help="Eyes that hear words, a CLIP: at every step the picture is pulled to where they see more of the words in it.")] = None,
+    guide_scale: Annotated[float | None, typer.Option("--guide-scale", metavar="S",
+        help="How strongly --guide pulls, in units of its logit; 0 = off.  [default: 10]")] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, where the decoder offers a choice.")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE",
         help="One prompt a line, '#' comments; inside a line --n negative --w --h --s steps --d seed --l guidance.")] = None,
@@ -105,6 +113,7 @@ def generate(
     run(Request(
         prompts=prompt or (), model=model, n=n, seed=seed, steps=steps, guidance=guidance, sampler=sampler, negative=negative, size=size,
         prompts_file=prompts, old=old, strip=strip, out=output, device=device, precision=precision, exact=exact, metadata=not no_metadata,
+        guide=guide, guide_scale=guide_scale,
     ), as_json)  # fmt: skip
 
 
@@ -156,6 +165,12 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME",
         help="A model (name or folder), a recipe or a family; KIND/NAME where several are called so.")],
     trace: Annotated[bool, typer.Option("--trace", help="Draw one picture and print the shapes, stage by stage.")] = False,
+    rebuild: Annotated[str | None, typer.Option("--rebuild", metavar="PICTURE",
+        help="Of an MAE: hide most of a picture and draw what it imagines there.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE|DIR",
+        help="Where --rebuild draws; nothing is overwritten.  [default: PICTURE-rebuilt.png, beside it]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which patches --rebuild hides.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Of --rebuild: auto, cpu, cuda or mps.")] = "auto",
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Look into a model, a recipe or a family.
@@ -167,7 +182,16 @@ def show(
     triptych show emoji --trace              words -> tokens -> latents -> picture
     triptych show recipes/emoji > my.yaml    its recipe, ready for `triptych train my.yaml`
     triptych show dit                        the paper, and what each size weighs
+    triptych show my-mae --rebuild cat.png   masked, rebuilt, original
     """
+    if rebuild is not None:
+        from .look import rebuild as draw
+
+        if trace:
+            raise ValueError("--trace follows a prompt and --rebuild a picture; ask for one of them")
+        return draw(name, rebuild, output=output, seed=seed, device=device, as_json=as_json)
+    if output is not None:
+        raise ValueError("-o says where --rebuild PICTURE draws; nothing else of `triptych show` writes a file")
     from .show import run
 
     run(name, trace=trace, as_json=as_json)
@@ -280,11 +304,12 @@ def _say_error(error: BaseException, args: list[str], as_json: bool, debug: bool
 
 
 def _verb(args: list[str]) -> list[str]:
-    groups: dict[str, list[str]] = {c.name or "": [] for c in app.registered_commands}
-    groups |= {(c.callback.__name__ if c.callback else ""): [] for c in app.registered_commands}
+    """The verb that was meant, for the hint: also of the groups whose verbs stand at the top level."""
     if args and args[0] == "data":
         return args[:2] if len(args) > 1 and args[1] in ("build", "show", "check") else args[:1]
-    return args[:1] if args and args[0] in groups else []
+    groups = [app, *(group.typer_instance for group in app.registered_groups if not isinstance(group.name, str))]
+    verbs = {c.name or (c.callback.__name__ if c.callback else "") for group in groups if group for c in group.registered_commands}
+    return args[:1] if args and args[0] in verbs else []
 
 
 def _leave_on_sigterm() -> Any:

@@ -1,4 +1,4 @@
-"""Verbs of the command line that look at pictures: classify, search, score, detect. `cli.py` takes them to the top level.
+"""Verbs of the command line that look at pictures: classify, search, score, detect, probe. `cli.py` takes them to the top level.
 
 Light, as `cli.py` is: the work, and torch with it, is in `look.py` and `search.py`.
 """
@@ -117,3 +117,24 @@ def detect(
     from .look import detect
 
     detect(image, output=output, threshold=threshold, model=model, device=device, as_json=as_json)
+
+
+@eyes_app.command()
+def probe(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A subfolder of pictures for each class.")],
+    method: Annotated[str, typer.Option("--method", help="logistic (softmax regression) or ridge (least squares, faster).")] = "logistic",
+    model: Eyes = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """How much of your classes eyes can tell apart: a linear probe on their frozen features.
+
+    Five parts take turns: each is asked about by a layer that learnt from the other four.
+
+    \b
+    triptych probe my-animals
+    triptych probe my-animals --model my-vit --method ridge --json
+    """
+    from .look import probe
+
+    probe(folder, method=method, model=model, device=device, as_json=as_json)

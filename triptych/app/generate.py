@@ -16,13 +16,15 @@ from .jobs import Job, Target, from_record, numbered, parse_file, parse_size, st
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..eyes import Eyes
     from ..pipeline import TextToImage
 
-__all__ = ["DEFAULT_MODEL", "NOISE", "Request", "load_model", "record_of", "run"]
+__all__ = ["DEFAULT_MODEL", "GUIDE_SCALE", "NOISE", "Request", "load_model", "pick_device", "record_of", "run"]
 
 DEFAULT_MODEL = "emoji"
 NOISE = 1  # the scheme of contracts.Rng: blake2b(seed, stream, step) seeds torch's CPU generator, float32
 BATCH = 16  # pictures drawn together
+GUIDE_SCALE = 10.0  # of --guide, chosen by looking: a pixel moves by 3/255 in the mean, and one sees it; from 50 on colours go astray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Request:
     precision: str | None = None
     exact: bool = False
     metadata: bool = True
+    guide: str | None = None
+    guide_scale: float | None = None
 
 
 def run(request: Request, as_json: bool = False) -> None:
@@ -58,6 +62,7 @@ def run(request: Request, as_json: bool = False) -> None:
     exact = request.exact or bool(record and record.get("exact"))
     precision = request.precision or (record or {}).get("precision") or "float32"
     model = _model(request, record, precision)
+    guide = _guide(request, record, model)
     if drawn is not None:
         say.note(f"seed {drawn} (random)")
     done: list[dict[str, Any]] = []
@@ -69,9 +74,10 @@ def run(request: Request, as_json: bool = False) -> None:
             def told(fraction: float, start: int = len(done), many: int = len(group), count: str = count) -> None:
                 bar.update((start + fraction * many) / len(jobs), f"picture {count} of {len(jobs)}")
 
-            images, frames, rows = _draw(model, group, exact, request.strip, told)
+            images, frames, rows = _draw(model, group, exact, request.strip, guide, told)
             for (index, job), image, growing, row in zip(group, images, frames, rows, strict=True):
-                kept = record_of(model, job, image.size, exact=exact, precision=precision, batch=row) if request.metadata else None
+                how = {"exact": exact, "precision": precision, "batch": row, "guide": guide}
+                kept = record_of(model, job, image.size, **how) if request.metadata else None
                 path = target.put(index, job, lambda path, image=image, kept=kept: pictures.write(image, path, kept))
                 done.append({"path": str(path), "prompt": job.prompt, "seed": job.seed, "size": list(image.size)})
                 if request.strip is not None:
@@ -82,7 +88,7 @@ def run(request: Request, as_json: bool = False) -> None:
         say.note(f"note: {line}")
     value = {
         "pictures": done, "model": model.name, "panels": model.fingerprints, "seed": drawn if drawn is not None else request.seed,
-        "warnings": said, "seconds": round(time.perf_counter() - begun, 3),
+        "warnings": said, "seconds": round(time.perf_counter() - begun, 3), **_guided(guide),
     }  # fmt: skip
     say.result(value, "\n".join(path for d in done for path in (d["path"], d.get("strip")) if path), as_json)
 
@@ -176,20 +182,25 @@ def _shared(job: Job) -> tuple[Any, ...]:
 # --- drawing ------------------------------------------------------------------------------------------------------------
 
 
-def load_model(name: str, device: str = "auto", precision: str = "float32") -> TextToImage:
-    """A model, ready on its device. Raises ValueError for a name or device that is not there, Failure for a damaged model."""
+def pick_device(wanted: str) -> str:
+    """auto: the first of cuda, mps, cpu that is here. Raises ValueError for one that is not."""
     import torch
 
+    backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [name for name, here in backends.items() if here]
+    if wanted not in ("auto", *there):
+        raise ValueError(f"--device {wanted} is not here; there are: auto, {', '.join(there)}")
+    return there[0] if wanted == "auto" else wanted
+
+
+def load_model(name: str, device: str = "auto", precision: str = "float32") -> TextToImage:
+    """A model, ready on its device. Raises ValueError for a name or device that is not there, Failure for a damaged model."""
     from .. import checkpoint
     from ..layers.memory import keep_freed_memory
     from ..pipeline import load_generator
 
     keep_freed_memory()
-    backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(d for d, there in backends.items() if there)
-    if device not in backends or not backends[device]:
-        raise ValueError(f"--device {device} is not here; there are: auto, {', '.join(d for d, there in backends.items() if there)}")
+    device = pick_device(device)
     if precision not in ("float32", "bf16"):
         raise ValueError(f"--precision {precision} is not known; there are: float32, bf16")
     checkpoint.locate(name)
@@ -218,6 +229,42 @@ def _model(request: Request, record: dict[str, Any] | None, precision: str) -> T
     return model
 
 
+def _guide(request: Request, record: dict[str, Any] | None, model: TextToImage) -> tuple[Eyes, float] | None:
+    """The eyes that guide and their scale: of the command line, else of the old picture; None = nobody guides."""
+    old: dict[str, Any] = (record or {}).get("guide") or {}
+    if not old and request.guide is None:
+        if request.guide_scale is not None:
+            raise ValueError(f"--guide-scale {request.guide_scale:g} says how strongly eyes pull; say which: --guide NAME|PATH")
+        return None
+    scale = old.get("scale", GUIDE_SCALE) if request.guide_scale is None else request.guide_scale
+    if request.guide is None and scale == 0:
+        return None
+    from ..checkpoint import embedded
+    from .look import open_eyes
+
+    name, guided = request.guide or old["name"], f"{request.old} was guided by the eyes {old.get('name')!r} ({_spelled(old)})"
+    if request.guide is None and name not in embedded():
+        raise Failure("bad_checkpoint", f"{guided}, which are not embedded; give their folder: --guide DIR")
+    guide = open_eyes(name, model.device.type), scale
+    here = _guided(guide).get("guide")
+    if old and here and _spelled(here) != _spelled(old):
+        raise Failure("bad_checkpoint", f"{guided}, and {here['name']!r} is another ({_spelled(here)}); give --guide DIR that holds them")
+    return guide
+
+
+def _guided(guide: tuple[Eyes, float] | None) -> dict[str, Any]:
+    """What a record says of it; nothing where nobody guides."""
+    if guide is None or guide[1] == 0:
+        return {}
+    eyes, scale = guide
+    words = getattr(eyes.text_encoder, "card", {}).get("fingerprint", "")
+    return {"guide": {"name": eyes.name, "fingerprint": eyes.fingerprint, "text_encoder": words, "scale": scale}}
+
+
+def _spelled(guide: dict[str, Any]) -> str:
+    return f"vision {guide.get('fingerprint') or 'unsaved'}, text_encoder {guide.get('text_encoder') or 'unsaved'}"
+
+
 def _warn_of_other_machine(record: dict[str, Any], model: TextToImage) -> None:
     import torch
 
@@ -228,7 +275,7 @@ def _warn_of_other_machine(record: dict[str, Any], model: TextToImage) -> None:
 
 
 def _draw(
-    model: TextToImage, group: list[tuple[int, Job]], exact: bool, strip: int | None, told: Any
+    model: TextToImage, group: list[tuple[int, Job]], exact: bool, strip: int | None, guide: tuple[Eyes, float] | None, told: Any
 ) -> tuple[list[Image.Image], list[list[Image.Image]], list[tuple[int, int]]]:
     """(pictures, for each the frames of its strip, for each its place in the batch)."""
     jobs, first = [job for _, job in group], group[0][1]
@@ -243,9 +290,10 @@ def _draw(
             growing.append(preview())
 
     against = [job.negative or "" for job in jobs] if first.negative else None
+    eyes, scale = guide or (None, 0.0)
     images = model.generate(
         [job.prompt for job in jobs], seeds=[job.seed or 0 for job in jobs], negative=against,
-        exact=exact, on_step=on_step,
+        exact=exact, on_step=on_step, guide=eyes, guide_scale=scale,
         size=None if first.size is None else (first.size[1] or 0, first.size[0] or 0), batch_size=BATCH, **first.sampling(),
     )  # fmt: skip
     kept = [row for row, _ in rows]
@@ -253,9 +301,10 @@ def _draw(
 
 
 def record_of(
-    model: TextToImage, job: Job, size: tuple[int, int], *, exact: bool = False, precision: str = "float32", batch: tuple[int, int] = (0, 1)
-) -> dict[str, Any]:
-    """The record of one picture: everything that decides its pixels. size: (width, height).  batch: (row, rows)."""
+    model: TextToImage, job: Job, size: tuple[int, int], *, exact: bool = False, precision: str = "float32",
+    batch: tuple[int, int] = (0, 1), guide: tuple[Eyes, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The record of one picture: everything that decides its pixels. size: (width, height).  batch: (row, rows).  guide: (eyes, scale)."""
     import torch
 
     asked = asdict(_settings(model, job))
@@ -267,6 +316,7 @@ def record_of(
         "size": list(size),
         "model": model.name, "model_hash": panels.get("generator", "")[:10], "panels": panels, "exact": exact, "batch": list(batch),
         "precision": precision, "device": model.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        **_guided(guide),
     }  # fmt: skip
 
 

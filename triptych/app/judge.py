@@ -64,6 +64,7 @@ def run(request: Request, as_json: bool = False) -> None:
     entries = [(label, model, guidance) for label, model in labelled(request.models) for guidance in (request.guidance or (None,))]
     seen: dict[str, Seen] = {}
     about: dict[str, dict[str, Any]] = {}
+    copies: dict[str, list[Any]] = {}
     shown = _shown(asked)
     with warnings.catch_warnings(record=True) as heard, say.bar("judging", quiet=as_json) as bar:
         warnings.simplefilter("always", UserWarning)
@@ -71,13 +72,15 @@ def run(request: Request, as_json: bool = False) -> None:
             model = load_model(name, request.device)
             how = {k: v for k, v in (("steps", request.steps), ("guidance", guidance)) if v is not None}
             label = f"{label}, guidance {guidance:g}" if guidance is not None else label
-            judges = judging.judges_for(asked, request.judges, eyes=eyes, detector=detector, training=training)
+            judges: dict[str, Any] = dict(judging.judges_for(asked, request.judges, eyes=eyes, detector=detector, training=training))
 
             def told(done: int, of: int, turn: int = turn, label: str = label) -> None:
                 bar.update((turn + done / of) / len(entries), f"{label}: {done} of {of} pictures")
 
             about[label] = _about(model, name, how)
             seen[label] = judging.look(drawing(model, how), asked, judges, shown=shown, told=told)
+            if "memorisation" in judges:
+                copies[label] = [(pair, training[pair.nearest]) for pair in judges["memorisation"].pairs()]
     unread = sorted({str(w.message) for w in heard if issubclass(w.category, UserWarning)})
     if unread:
         say.note(f"note: {len(unread)} warnings, the first: {unread[0]}")
@@ -91,8 +94,9 @@ def run(request: Request, as_json: bool = False) -> None:
 
         real = {} if asked.real is None else {i: _picture(asked.real(range(i, i + 1))) for i in shown}
         path = write_report(Path(request.report), value, {label: one.pictures for label, one in seen.items()}, real)
-        value["report"] = str(path)
-        said += f"\n\n{path}"
+        sheets = [_copies(pairs, path.with_name(f"memorisation-{i}.png"), label) for i, (label, pairs) in enumerate(copies.items())]
+        value |= {"report": str(path), "memorisation": sheets}
+        said += "\n\n" + "\n".join([str(path), *sheets])
     say.note(f"{len(entries)} x {len(asked)} pictures in {time.perf_counter() - begun:.0f} s")
     say.result(value, said, as_json)
 
@@ -223,6 +227,15 @@ def _command(request: Request) -> str:
         said = value if isinstance(value, (str, int)) else ",".join(f"{x:g}" if isinstance(x, float) else x for x in value)
         parts.append(f"--{spelled.get(field.name, field.name)} {shlex.quote(str(said))}")
     return " ".join(parts)
+
+
+def _copies(pairs: Sequence[Any], path: Path, label: str) -> str:
+    """A sheet of the drawn pictures that are likest to a training picture, that picture beside each."""
+    from ..data.sheet import sheet
+
+    cells = [(f"{label}: {pair.prompt.text} (ratio {pair.ratio:.2f})", [pair.image_CHW, near]) for pair, near in pairs]
+    sheet(cells, 4, side=128, smooth=True, lines=2).save(path)
+    return str(path)
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What people do with eyes: `triptych classify`, `score`, `detect`, and `triptych show MODEL --rebuild PICTURE`.
+"""What people do with eyes: `triptych classify`, `score`, `detect`, `probe`, and `triptych show MODEL --rebuild PICTURE`.
 
 Shape legend: B batch, C channels, H W grid, E the common space of pictures and words, L patches, Q queries, K classes.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checkpoint
-from ..contracts import Rng
-from ..data.folder import opened
+from ..contracts import Prompt, Rng
+from ..data.folder import SUFFIXES, opened
 from ..data.sheet import font, sheet
 from ..eyes import DETECTOR, EYES, Eyes, Pixels, Sight, as_tensor, load_eyes
 from . import pictures, say
@@ -29,7 +29,8 @@ from .errors import blame
 from .generate import pick_device
 
 __all__ = [
-    "classify", "detect", "free", "hearing", "label_vectors", "named_picture", "open_eyes", "overheard", "put", "rebuild", "score", "told",
+    "classify", "detect", "free", "hearing", "label_vectors", "named_picture", "open_eyes", "overheard", "pictures_below",
+    "probe", "put", "rebuild", "score", "told",
 ]  # fmt: skip
 
 
@@ -117,6 +118,42 @@ def label_vectors(sight: Sight, labels: Sequence[str], templates: Sequence[str])
     """Unit vectors [K, E]: of each label the mean over the templates, as CLIP ensembles them (arXiv 2103.00020, section 3.1.4)."""
     text_NE = sight.text([template.replace("{}", label) for label in labels for template in templates])
     return F.normalize(text_NE.unflatten(0, (len(labels), len(templates))).mean(1), dim=-1)
+
+
+def probe(folder: str, *, method: str = "logistic", model: str | None = None, device: str = "auto", as_json: bool = False) -> None:
+    """How much of the names of a folder's subfolders one linear layer reads off the eyes' frozen features, by cross-validation."""
+    from ..judges.linear_probe import SIZES, LinearProbe
+
+    if method not in SIZES or method == "tiny":
+        raise ValueError(f"--method {method!r}: there are ridge and logistic")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is no folder; give one with a subfolder of pictures for each class")
+    classes = {path.name: pictures_below(path) for path in sorted(Path(folder).iterdir()) if path.is_dir()}
+    classes = {name: files for name, files in classes.items() if files}
+    if len(classes) < 2:
+        raise ValueError(f"{folder} has {len(classes)} subfolders with pictures; a probe tells two classes or more apart")
+    eyes = open_eyes(model or EYES, device)
+    judge, rows = LinearProbe(SIZES[method], eyes=eyes.sight()), [(name, file) for name, files in classes.items() for file in files]
+    labels, broken = list(classes), {}
+    with say.bar("looking", quiet=as_json) as bar:
+        for i, (name, file) in enumerate(rows):
+            try:
+                judge.add(as_tensor(opened(file)), [Prompt(label=labels.index(name))])
+            except (OSError, ValueError) as error:
+                broken[str(file)] = str(error)
+            bar.update((i + 1) / len(rows), f"picture {i + 1} of {len(rows)}")
+    for file, why in broken.items():
+        say.note(f"skipped {file}: {why}")
+    found = judge.result()
+    measure = f"accuracy({eyes.name})"
+    around = f"[{found[f'{measure}_low']:.3f}, {found[f'{measure}_high']:.3f}]"
+    line = f"{measure} {found[measure]:.3f} {around}  of {found['n']} pictures; the commonest class alone {found['majority']:.3f}"
+    say.result({**told(eyes), "labels": labels, **found, "skipped": broken}, line, as_json)
+
+
+def pictures_below(root: Path) -> list[Path]:
+    """Sorted, subfolders included."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _labels(said: str | None) -> list[str]:

@@ -46,8 +46,9 @@ _XMP = (
 _REQUIRED: dict[str, type] = {"schema": int, "prompt": str, "seed": int, "size": list, "version": str}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "negative": str, "steps": int, "guidance": (int, float), "sampler": str, "model": str, "model_hash": str, "panels": dict,
-    "noise": int, "exact": bool, "precision": str, "device": str, "torch": str, "settings": dict, "batch": list,
+    "noise": int, "exact": bool, "precision": str, "device": str, "torch": str, "settings": dict, "batch": list, "guide": dict,
 }  # fmt: skip
+_GUIDE: dict[str, type | tuple[type, ...]] = {"name": str, "fingerprint": str, "text_encoder": str, "scale": (int, float)}
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -181,12 +182,10 @@ def _small(text: Any, path: str | Path) -> str | None:
 
 def _checked(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
-        value = record.get(name)
-        if value is None and name not in _REQUIRED:
-            continue
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = kind.__name__ if isinstance(kind, type) else "number"
-            raise ValueError(f"field {name!r} of the record is {str(value)[:60]!r}, expected {wanted}")
+        if record.get(name) is not None or name in _REQUIRED:
+            _check_type(name, record.get(name), kind)
+    for name, kind in _GUIDE.items() if record.get("guide") is not None else ():
+        _check_type(f"guide.{name}", record["guide"].get(name), kind)
     for name in ("size", "batch"):
         pair = record.get(name)
         if pair is not None and not (len(pair) == 2 and all(type(n) is int and 0 <= n < 2**31 for n in pair)):
@@ -194,6 +193,12 @@ def _checked(record: Mapping[str, Any]) -> dict[str, Any]:
     if record["schema"] > SCHEMA:
         raise ValueError(f"the record is of schema {record['schema']}, this Triptych reads up to {SCHEMA}; a newer one made it")
     return dict(record)
+
+
+def _check_type(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wanted = kind.__name__ if isinstance(kind, type) else "number"
+        raise ValueError(f"field {name!r} of the record is {str(value)[:60]!r}, expected {wanted}")
 
 
 # --- the parameters text ------------------------------------------------------------------------------------------------

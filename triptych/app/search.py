@@ -25,7 +25,7 @@ from ..eyes import EYES, Eyes, Pixels, as_tensor
 from ..layers.fingerprint import fingerprint_tensors
 from . import say
 from .errors import Failure, blame
-from .look import free, hearing, named_picture, open_eyes, overheard, put, told
+from .look import free, hearing, named_picture, open_eyes, overheard, pictures_below, put, told
 
 __all__ = ["search"]
 
@@ -44,7 +44,7 @@ def search(
         raise ValueError(f"{folder} is no folder; give one that holds pictures")
     example = named_picture(query) if query.lower().endswith(SUFFIXES) else None
     target = None if output is None else free(output)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = pictures_below(root)
     if not files:
         raise Failure("bad_data", f"{folder} holds no picture ({', '.join(SUFFIXES)})")
     eyes = open_eyes(model or EYES, device)

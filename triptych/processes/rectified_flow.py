@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from triptych.contracts import Condition, Latents, Rng, Start, State
 from triptych.processes import noise
-from triptych.processes.guidance import ClassifierFree
+from triptych.processes.guidance import guided
 from triptych.processes.solvers import SOLVERS, advance
 
 __all__ = ["RectifiedFlow", "Config", "SIZES", "Sampling"]
@@ -125,6 +125,10 @@ class RectifiedFlow:
         """Time in the network's unit: 1000 t."""
         return 1000 * t
 
+    def time(self, clock: Tensor) -> Tensor:
+        """The time t of a clock."""
+        return clock / 1000
+
     def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = (1 - t) x0 + t eps; t [B]."""
         return self.schedule.corrupt(x0, t, eps)
@@ -214,8 +218,8 @@ class RectifiedFlow:
         extra, x = state.extra, state.x
         rows_B8 = extra["table"][torch.arange(len(x)), state.index_B]
         t_B, s_B, t_next_B = rows_B8[:, 0], rows_B8[:, 5], rows_B8[:, 7]
-        guided = ClassifierFree(network, state.null, extra["scale"], self.clock(extra["interval"]))
-        out = guided(x, self.clock(t_B), state.cond).to(x.dtype)
+        denoiser = guided(network, state.null, extra["scale"], self.clock(extra["interval"]))
+        out = denoiser(x, self.clock(t_B), state.cond).to(x.dtype)
         D = self.schedule.convert(out, x, t_B, source=self.config.target, to="x0")
         fresh = state.rng.normal("step", x.shape[1:], state.index_B.tolist()).to(x.device) if s_B.any() else None
         x, D_prev, anchor = advance(rows_B8, x, D, extra["D_prev"], extra["anchor"], fresh)
