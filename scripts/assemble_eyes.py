@@ -1,6 +1,6 @@
 """Put the runs of the eyes into the package, with cards that tell the whole story.
 
-    python scripts/assemble_eyes.py --clip RUN --detector RUN [RUN ...]      of several runs, each begun from the one before, the last counts
+    python scripts/assemble_eyes.py --clip RUN --detector RUN [RUN ...]     of several runs, each begun from the one before, the last counts
     python scripts/measure_eyes.py
     python scripts/assemble_eyes.py --results docs/results/eyes.json         measured results into the cards
 

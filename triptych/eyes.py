@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from . import catalog, checkpoint
 from .contracts import Prompt, TextEncoder
+from .layers.fingerprint import fingerprint_tensors
 
 __all__ = ["DETECTOR", "EYES", "Eyes", "Pixels", "Sight", "as_tensor", "is_eyes", "load_eyes"]
 
@@ -304,4 +305,5 @@ def _foreign(folder: Path) -> Eyes:
             checkpoint.fill(panel, part.tensors, str(folder))
             built[place] = panel.eval().requires_grad_(False)
     pixels = Pixels(**found.preprocessing._asdict())
+    built["vision"].card = {"fingerprint": fingerprint_tensors(built["vision"].state_dict())}  # no card of ours comes with it
     return Eyes(built["vision"], built.get("text_encoder"), pixels=pixels, name=folder.name, labels=found.labels)

@@ -161,7 +161,7 @@ def test_refusals() -> None:
 
 
 def test_colours_that_the_eyes_tell() -> None:
-    names = [name for name in (*graph.SHAPES, *graph.CUTOUTS)]
+    names = [*graph.SHAPES, *graph.CUTOUTS]
     colors = tuple(graph.COLORS)
 
     class Tells(Reads):

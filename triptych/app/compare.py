@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import say
 from .errors import blame
-from .generate import load_model
 from .judge import drawing, labelled
+from .models import load_model
 
 if TYPE_CHECKING:
     from PIL import Image

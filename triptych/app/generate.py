@@ -12,6 +12,7 @@ from .. import __version__
 from . import pictures, say
 from .errors import Failure, blame
 from .jobs import Job, Target, from_record, numbered, parse_file, parse_size, strip_of
+from .models import load_model, open_eyes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..eyes import Eyes
     from ..pipeline import TextToImage
 
-__all__ = ["DEFAULT_MODEL", "GUIDE_SCALE", "NOISE", "Request", "load_model", "pick_device", "record_of", "run"]
+__all__ = ["DEFAULT_MODEL", "GUIDE_SCALE", "NOISE", "Request", "record_of", "run"]
 
 DEFAULT_MODEL = "emoji"
 NOISE = 1  # the scheme of contracts.Rng: blake2b(seed, stream, step) seeds torch's CPU generator, float32
@@ -182,32 +183,6 @@ def _shared(job: Job) -> tuple[Any, ...]:
 # --- drawing ------------------------------------------------------------------------------------------------------------
 
 
-def pick_device(wanted: str) -> str:
-    """auto: the first of cuda, mps, cpu that is here. Raises ValueError for one that is not."""
-    import torch
-
-    backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    there = [name for name, here in backends.items() if here]
-    if wanted not in ("auto", *there):
-        raise ValueError(f"--device {wanted} is not here; there are: auto, {', '.join(there)}")
-    return there[0] if wanted == "auto" else wanted
-
-
-def load_model(name: str, device: str = "auto", precision: str = "float32") -> TextToImage:
-    """A model, ready on its device. Raises ValueError for a name or device that is not there, Failure for a damaged model."""
-    from .. import checkpoint
-    from ..layers.memory import keep_freed_memory
-    from ..pipeline import load_generator
-
-    keep_freed_memory()
-    device = pick_device(device)
-    if precision not in ("float32", "bf16"):
-        raise ValueError(f"--precision {precision} is not known; there are: float32, bf16")
-    checkpoint.locate(name)
-    with blame("bad_checkpoint", f"model {name}"):
-        return load_generator(name, device=device, precision=precision)
-
-
 def _model(request: Request, record: dict[str, Any] | None, precision: str) -> TextToImage:
     if record is None:
         return load_model(request.model or DEFAULT_MODEL, request.device, precision)
@@ -240,7 +215,6 @@ def _guide(request: Request, record: dict[str, Any] | None, model: TextToImage) 
     if request.guide is None and scale == 0:
         return None
     from ..checkpoint import embedded
-    from .look import open_eyes
 
     name, guided = request.guide or old["name"], f"{request.old} was guided by the eyes {old.get('name')!r} ({_spelled(old)})"
     if request.guide is None and name not in embedded():

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import say
 from .errors import blame
-from .generate import DEFAULT_MODEL, load_model, pick_device
+from .generate import DEFAULT_MODEL
+from .models import load_model, open_eyes, pick_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -150,7 +151,6 @@ def _eyes(name: str | None, device: str, kind: str) -> Eyes | None:
     """By name or folder; the Inception network of the FID by its file. The embedded ones where none is named, None where there are none."""
     from .. import checkpoint
     from ..eyes import DETECTOR, EYES, Eyes
-    from .look import open_eyes
 
     if name is None:
         name = EYES if kind == "eyes" else DETECTOR

@@ -19,32 +19,22 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import checkpoint
 from ..contracts import Prompt, Rng
 from ..data.folder import SUFFIXES, opened
 from ..data.sheet import font, sheet
-from ..eyes import DETECTOR, EYES, Eyes, Pixels, Sight, as_tensor, load_eyes
+from ..eyes import DETECTOR, EYES, Eyes, Pixels, Sight, as_tensor
 from . import pictures, say
 from .errors import blame
-from .generate import pick_device
+from .models import open_eyes
 
 __all__ = [
-    "classify", "detect", "free", "hearing", "label_vectors", "named_picture", "open_eyes", "overheard", "pictures_below",
+    "classify", "detect", "free", "hearing", "label_vectors", "named_picture", "overheard", "pictures_below",
     "probe", "put", "rebuild", "score", "told",
 ]  # fmt: skip
 
 
 
 # --- eyes and pictures --------------------------------------------------------------------------------------------------
-
-
-def open_eyes(name: str, device: str = "auto") -> Eyes:
-    """Eyes by name or folder, on a device. Raises ValueError for what is not there, Failure for what is broken."""
-    folder, device = checkpoint.locate(name), pick_device(device)
-    if (folder / "generator").is_dir() and not (folder / "vision").is_dir():
-        raise ValueError(f"{name} draws pictures and has no eyes to look at them; give --model eyes, such as {EYES}")
-    with blame("bad_checkpoint", f"model {name}"):
-        return load_eyes(name, device=device)
 
 
 def named_picture(path: str) -> Image.Image:

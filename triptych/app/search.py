@@ -25,7 +25,8 @@ from ..eyes import EYES, Eyes, Pixels, as_tensor
 from ..layers.fingerprint import fingerprint_tensors
 from . import say
 from .errors import Failure, blame
-from .look import free, hearing, named_picture, open_eyes, overheard, pictures_below, put, told
+from .look import free, hearing, named_picture, overheard, pictures_below, put, told
+from .models import open_eyes
 
 __all__ = ["search"]
 

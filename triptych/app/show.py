@@ -192,7 +192,7 @@ def _parameters(kind: str, name: str, config: Any) -> int | None:
 
 
 def _trace(name: str, as_json: bool, prompt: str = "a red apple") -> None:
-    from .generate import load_model
+    from .models import load_model
     from .trace import trace
 
     stages = trace(load_model(name, "cpu"), prompt)

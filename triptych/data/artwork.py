@@ -41,7 +41,7 @@ def bitmaps(font: str) -> dict[str, bytes]:
                 raise ValueError(f"{font} has no colour bitmaps (tables CBDT and GSUB); take NotoColorEmoji.ttf of fonts-noto-color-emoji")
             strike = max(tables["CBDT"].strikeData, key=lambda glyphs: next(iter(glyphs.values())).metrics.height)
             images = {name: bytes(glyph.imageData) for name, glyph in strike.items()}
-            names = {chr(code): glyph for code, glyph in tables.getBestCmap().items()}
+            names = {chr(code): glyph for code, glyph in (tables.getBestCmap() or {}).items()}
             ligatures = list(_ligatures(tables["GSUB"].table, {glyph: c for c, glyph in names.items()}))
     except TTLibError as error:
         raise ValueError(f"{font} is not a font: {error}") from None
