@@ -1,6 +1,8 @@
 """Write the tables of the embedded model and of the eyes into both READMEs, from their cards and from what was measured.
 
-    python scripts/measure_emoji.py && python scripts/measure_eyes.py && python scripts/readme_numbers.py
+    python scripts/measure_emoji.py && python scripts/measure_eyes.py
+    triptych judge emoji --n 400 --report out && cp out/judgement.json docs/results/emoji-judged.json
+    python scripts/readme_numbers.py
 
 Everything between the two `numbers` marks is replaced: no figure there is typed by hand.
 """
@@ -21,6 +23,7 @@ WORDS = {
         "names_zh": "the same, Chinese names", "combinations": "held-out combinations: among the nearest five",
         "combinations_copier": "the same for a copier of the nearest training caption",
         "scenes_seen": "two objects: both colours, right order", "scenes_held_out": "the same, compositions never shown",
+        "exact": "scenes: every shape, colour, number and place right, as the detector reads it (real pictures: {real:.0f} %)",
         "clip": "eyes: CLIP", "detr": "eyes: detector of scenes",
         "found_en": "eyes: held-out combination found among all {all} pictures within five, English", "found_zh": "the same, Chinese",
         "ideas": "eyes: a single idea never seen, found among {n} such within five, English (chance {chance:.0f} %)",
@@ -35,6 +38,7 @@ WORDS = {
         "names_zh": "同上，中文名称", "combinations": "留出的组合：在最近的五张之内",
         "combinations_copier": "同上，只会照抄最近训练标题的程序",
         "scenes_seen": "两个物体：两种颜色都对，次序也对", "scenes_held_out": "同上，训练中从未出现的组合",
+        "exact": "一到四个图形的场景：形状、颜色、数目、位置全对，由检测器来读（真实图片 {real:.0f} %）",
         "clip": "眼睛：CLIP", "detr": "眼睛：场景检测器",
         "found_en": "眼睛：留出的组合，在全部 {all} 张图中排进前五，英文", "found_zh": "同上，中文",
         "ideas": "眼睛：从未见过的单个概念，在 {n} 个同类中排进前五，英文（随机 {chance:.0f} %）",
@@ -69,6 +73,10 @@ def table(language: str) -> str:
         lines += [row(w[key].format(all="3,635"), key), row(w["five"], key, "top5")]
     lines += [row(w["combinations"], "combinations", "top5"), row(w["combinations_copier"], "combinations_copier", "top5")]
     lines += [row(w[key], key, "right") for key in ("scenes_seen", "scenes_held_out")]
+    judged = json.loads((ROOT / "docs/results/emoji-judged.json").read_text())
+    exact = judged["models"][0]["scores"]["exact"]
+    exact = {"exact": exact["value"], "exact_low": exact["low"], "exact_high": exact["high"], "n": exact["n"]}
+    lines.append(row(w["exact"].format(real=100 * judged["measures"]["exact"]["ceiling"]), "", "exact", exact))
     clip, ideas = seen["clip"], seen["clip"]["ideas_en"]
     lines += [row(w[f"found_{one}"].format(all="3,635"), "", "top5", clip[f"combinations_{one}_of_all"]) for one in ("en", "zh")]
     lines.append(row(w["ideas"].format(n=ideas["n"], chance=100 * ideas["chance_5"]), "", "text_to_image_5", ideas))

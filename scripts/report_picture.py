@@ -28,7 +28,7 @@ def main() -> None:
         run(Request(models=["emoji"], n=args.n, guidance=[1.0, 2.0, 4.0], report=folder, eyes=args.eyes, detector=args.detector))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1180, "height": 900})
+            page = browser.new_page(viewport={"width": 1360, "height": 900})
             page.goto((Path(folder) / "report.html").as_uri())
             top = shot(page, "#scores")
             side = shot(page, "#side")

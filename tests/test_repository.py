@@ -181,14 +181,11 @@ def test_documented_command_exists(document: str, command: str) -> None:
 
 
 def _cli() -> object:
-    from triptych.app import cli
-
-    found = next(value for value in vars(cli).values() if type(value).__name__ == "Typer" or hasattr(value, "commands"))
-    if hasattr(found, "commands"):
-        return found
     import typer
 
-    return typer.main.get_command(found)
+    from triptych.app import cli
+
+    return typer.main.get_command(cli.app)
 
 
 # tests named in the survey are real tests

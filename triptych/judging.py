@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def judges_for(
         "objects": None if detector and all(p.truth is not None for p in asked.prompts) else "a detector, and prompts of scenes",
         "clip_score": None if hears else "eyes that hear words, a CLIP",
         "retrieval": None if hears and len({p.text for p in asked.prompts}) > 1 else "eyes that hear words, and several prompts",
-        "diversity": None if eyes and len({p.text for p in asked.prompts}) < len(asked) else "several pictures of each prompt",
+        "diversity": None if eyes and min(Counter(p.text for p in asked.prompts).values()) > 1 else "several pictures of each prompt",
         "memorisation": None if eyes and training is not None else "pictures that the model was trained on",
     }
     for name in names:
