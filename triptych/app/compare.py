@@ -47,6 +47,8 @@ def run(
             bar.update((turn + 1) / len(labels), label)
     order = " | ".join(label for label, _ in labels)
     captions = [f"{text} (seed {s})" if n > 1 else text for text, s in rows]
+    if len(labels) > 1:
+        captions = [f"{caption}: {order}" for caption in captions]
     picture = sheet(list(zip(captions, cells, strict=True)), 1 if len(labels) > 2 else 4, side=160, smooth=True)
     path = Target(out or "compare.png", 1).put(0, Job(prompt=words[0]), lambda path: picture.save(path))
     value = {"picture": str(path), "models": [label for label, _ in labels], "prompts": list(words), "seed": seed}
