@@ -55,7 +55,7 @@ class Pixels:
             scale = self.shorter / min(height, width)
             if self.fit == "shorter" and self.longer:
                 scale = min(scale, self.longer / max(height, width))
-            size = (round(height * scale), round(width * scale))
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))  # of a very thin picture something is left
         x = (images_BCHW.float() + 1) / 2
         if size != (height, width):
             smooth = {"antialias": True, "align_corners": False} if self.filter != "nearest" else {}

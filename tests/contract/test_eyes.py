@@ -45,6 +45,7 @@ def test_pixels() -> None:
         assert (cut - pillow(30, 20, how)[..., 2:18, 7:23]).abs().max() < 1.5 / 255
     assert Pixels(height=20, width=20, fit="shorter", shorter=20, **plain)(as_tensor(image)).shape[-2:] == (20, 30)
     assert Pixels(height=20, width=20, fit="shorter", shorter=20, longer=24, **plain)(as_tensor(image)).shape[-2:] == (16, 24)
+    assert Pixels(height=20, width=20, fit="shorter", shorter=20, longer=24, **plain)(torch.zeros(1, 3, 2, 200)).shape[-2:] == (1, 24)
     shifted = Pixels(height=40, width=60, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))(as_tensor(image))
     assert torch.allclose(shifted[0, 2, 5, 7], ((as_tensor(image)[0, 2, 5, 7] + 1) / 2 - 0.3) / 2)
 
