@@ -17,7 +17,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import triptych
@@ -25,6 +24,7 @@ from triptych.contracts import Prompt
 from triptych.data import emoji as artwork
 from triptych.data import scenes
 from triptych.data import sheet as sheets
+from triptych.data.index import as_images
 from triptych.judges import nearest, scene_reader
 from triptych.pipeline import TextToImage
 
@@ -33,10 +33,6 @@ EYES = [  # never chosen by their result; the last half of it is held out or com
     "grinning face", "fire engine", "熊猫脸", "flag: Japan", "pizza", "蝴蝶", "soccer ball", "crown", "雪人", "eyes", "kiss mark", "蘑菇",
     "key", "bell", "向日葵", "rainbow", "guitar", "tropical fish",
 ]  # fmt: skip
-
-
-def as_images(pictures_NHWC: np.ndarray | list) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.array(one) for one in pictures_NHWC])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def draw(model: TextToImage, prompts: list[Prompt], seed: int, args: argparse.Namespace) -> torch.Tensor:

@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,15 +28,11 @@ import triptych
 from triptych.contracts import Prompt
 from triptych.data import emoji as artwork
 from triptych.data import openclipart, scenes
-from triptych.data.index import draws, pick
+from triptych.data.index import as_images, draws, pick
 from triptych.eyes import DETECTOR, EYES, Eyes
 from triptych.judges import detection, linear_probe, nearest, retrieval
 from triptych.judges._moments import frechet, gaussian_of
 from triptych.layers.pixels import average_down
-
-
-def as_images(pictures: np.ndarray | list) -> Tensor:
-    return torch.from_numpy(np.stack([np.array(one) for one in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def held_out_scenes(n: int, most: int, seed: int = 0) -> list[Prompt]:

@@ -15,7 +15,6 @@ import torch
 from scripts.claims import evidence, fill_survey, how_many_pictures, mask_share, window_attention, zero_shot_or_probe
 from scripts.claims import right_or_wrong_captions as captions
 from tests.contract import tiny
-from triptych import catalog
 from triptych.data import artwork, scenes
 from triptych.eyes import Eyes
 from triptych.vision import mae, swin
@@ -25,10 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def eyes() -> Eyes:
-    torch.manual_seed(0)
-    words = tiny.build("text_encoders", "bilingual")
-    vision = tiny.awake(catalog.build("vision", "clip", size="tiny", condition=words.gives))
-    return Eyes(vision.eval(), words.eval(), name="tiny-eyes")
+    return tiny.eyes()
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -77,7 +76,7 @@ def scenes(n: int = 200, seed: int = 0, *, font: str | None = None, side: int = 
     """Prompts of the scenes' grammar with their graphs: one thing, a number of it, two in a relation, lists; by turns in English and in
     Chinese, by turns such as training may show and such as it never does. Drawn shapes alone: nothing but Pillow is needed."""
     from .data import scenes as world
-    from .data.index import draws, pick
+    from .data.index import as_images, draws, pick
 
     forms = {"one": "one thing", "number": "counting", "relation": "position", "list": "several"}
     prompts, categories = [], []
@@ -90,8 +89,7 @@ def scenes(n: int = 200, seed: int = 0, *, font: str | None = None, side: int = 
         categories.append(forms[form] + (", never shown" if held_out else ""))
 
     def real(rows: range) -> Tensor:
-        pictures = np.stack([world.render(prompts[i].truth, side, font) for i in rows])
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_images([world.render(prompts[i].truth, side, font) for i in rows])
 
     says = f"{n} scenes of one to four shapes, in English and Chinese, half of them compositions that training never shows"
     return _asked("scenes", says, "scenes", prompts, categories, seed, real)
@@ -102,13 +100,14 @@ def from_data(dataset: Any, spec: str, split: str, n: int = 200, seed: int = 0, 
 
     Raises ValueError for data without pictures or without words.
     """
+    from .data.index import as_images
+
     rows = [dataset.row(seed, i).prompt for i in range(n)]
     if not dataset.size or not all(prompt.text for prompt in rows):
         raise ValueError(f"data {spec!r} has pictures without words, or words without pictures: judging needs pairs")
 
     def real(at: range) -> Tensor:
-        pictures = np.stack([dataset.row(seed, i).picture for i in at])
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_images([dataset.row(seed, i).picture for i in at])
 
     says = f"the words of {n} pairs of {spec} ({split.replace('_', ' ')}), whose pictures are the real ones"
     return dataclasses.replace(_asked(name or "pairs", says, spec, rows, [""] * n, seed, real), unseen=split != "train")
@@ -132,6 +131,7 @@ def coco(captions: str | Path, folder: str | Path, n: int = 30_000, seed: int = 
     from PIL import ImageOps
 
     from .data.folder import opened
+    from .data.index import as_images
 
     path, folder = Path(captions), Path(folder)
     try:
@@ -154,8 +154,7 @@ def coco(captions: str | Path, folder: str | Path, n: int = 30_000, seed: int = 
         raise ValueError(f"{folder} lacks {len(missing)} of {len(ids)} pictures that {path} names, as {missing[0]!r}")
 
     def real(rows: range) -> Tensor:
-        pictures = np.stack([np.asarray(ImageOps.fit(opened(folder / files[ids[i]]), (side, side))) for i in rows])
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_images([ImageOps.fit(opened(folder / files[ids[i]]), (side, side)) for i in rows])
 
     says = f"{len(ids)} captions of {path.name}, one a picture, zero-shot; the pictures of {folder.name} are the real ones"
     return _asked("coco-zero-shot", says, str(folder), [Prompt(text=text) for text in chosen], [""] * len(ids), seed, real)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from tests.app.test_people import data_of
@@ -24,10 +23,7 @@ from triptych.eyes import Eyes
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with eyes and a detector, tiny and at random."""
     folder = tmp_path_factory.mktemp("seeing")
-    torch.manual_seed(0)
-    words = tiny.build("text_encoders", "bilingual")
-    vision = tiny.awake(catalog.build("vision", "clip", size="tiny", condition=words.gives))
-    Eyes(vision.eval(), words.eval(), name="tiny-eyes").save(folder / "eyes")
+    tiny.eyes().save(folder / "eyes")
     Eyes(catalog.build("vision", "detr", size="tiny").eval(), name="tiny-detector", labels=CLASSES).save(folder / "detector")
     return folder
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image, PngImagePlugin
 from triptych.app import people
 
 COLORS = {"secret-red": (200, 0, 0), "secret-blue": (0, 0, 200)}  # a model's pictures are of its colour
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def picture(model: str, n: int) -> bytes:
@@ -111,17 +109,6 @@ def test_answers_get_their_models_back(tmp_path):
 
 
 # --- in a browser ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no chromium: sudo apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 class Rater:

@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from triptych.app import report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = '</script><img src=x onerror="window.hurt=1"><b>&amp;\'\u2028 一只猫'
 FD, CLIP = "FD(eyes-v1)", "clip_score(eyes-v1)"
 CATEGORIES = ("one object", "counting", "position")
@@ -170,17 +168,6 @@ def test_importing_it_is_light():
 
 
 # --- in a browser ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no chromium: sudo apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 class Reader:

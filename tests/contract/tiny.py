@@ -19,6 +19,7 @@ from torch import nn
 
 from triptych import catalog, data
 from triptych.contracts import Batch, Process, Prompt, Task
+from triptych.eyes import Eyes
 from triptych.pipeline import Generator, TextToImage
 from triptych.recipe import Data, Source
 from triptych.training import GeneratorTask
@@ -219,3 +220,11 @@ def trainings() -> list[Training]:
         configs = choices(catalog.find("processes", process).Config)
         found += [Training("generators", generator, process, config=config) for config in configs]
     return found
+
+
+def eyes(name: str = "tiny-eyes") -> Eyes:
+    """A CLIP that hears words, at random, nothing at zero."""
+    torch.manual_seed(0)
+    words = build("text_encoders", "bilingual")
+    vision = awake(catalog.build("vision", "clip", size="tiny", condition=words.gives))
+    return Eyes(vision.eval(), words.eval(), name=name)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 import triptych
 from scripts.measure_eyes import held_out_scenes
@@ -17,16 +15,12 @@ from triptych import checkpoint
 from triptych.contracts import Prompt
 from triptych.data import emoji as artwork
 from triptych.data import scenes
+from triptych.data.index import as_images
 from triptych.eyes import DETECTOR, EYES, Eyes
 from triptych.judges.detection import Config, Detection
 from triptych.judges.retrieval import SIZES, Retrieval
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_artwork = pytest.mark.skipif(not Path(artwork.FONT).exists(), reason="Debian's fonts-noto-color-emoji is not here")
-
-
-def as_images(pictures: list | np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.array(one) for one in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @pytest.fixture(scope="module")
@@ -63,29 +57,24 @@ def test_held_out_scenes_are_read() -> None:
     assert found["exact"] >= 0.9 and found["AP50"] >= 0.9, found
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not here")
-def test_judge_writes_a_report_that_opens(command: Callable, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_judge_writes_a_report_that_opens(command: Callable, browser: Any, tmp_path: Path) -> None:
     done = command("judge", "emoji", "--n", "16", "--guidance", "1,3", "--steps", "4", "--report", "out/", "--json")
     told = json.loads(done.stdout)
     assert [one["label"] for one in told["models"]] == ["emoji, guidance 1", "emoji, guidance 3"]
     assert told["eyes"].keys() == {EYES, DETECTOR}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        wrong: list[str] = []
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else wrong.append(request.url))
-        page.goto((tmp_path / "out" / "report.html").as_uri())
-        rows = page.locator("#scores tbody tr")
-        assert rows.count() == 2
-        head = page.get_by_role("button", name="exact").first
-        head.click()
-        scores = {one["label"]: one["scores"]["exact"]["value"] for one in told["models"]}
-        best = max(scores.values())
-        assert any(label in rows.first.inner_text() for label, value in scores.items() if value == best)
-        page.locator("#side img").first.click()
-        assert page.locator("dialog#large").is_visible() and page.locator("#prompt").inner_text() in {p["text"] for p in told["prompts"]}
-        browser.close()
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else wrong.append(request.url))
+    page.goto((tmp_path / "out" / "report.html").as_uri())
+    rows = page.locator("#scores tbody tr")
+    assert rows.count() == 2
+    head = page.get_by_role("button", name="exact").first
+    head.click()
+    scores = {one["label"]: one["scores"]["exact"]["value"] for one in told["models"]}
+    best = max(scores.values())
+    assert any(label in rows.first.inner_text() for label, value in scores.items() if value == best)
+    page.locator("#side img").first.click()
+    assert page.locator("dialog#large").is_visible() and page.locator("#prompt").inner_text() in {p["text"] for p in told["prompts"]}
+    page.close()
     assert not wrong

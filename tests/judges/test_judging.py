@@ -20,10 +20,7 @@ from triptych.pipeline import to_pil
 
 @pytest.fixture(scope="module")
 def eyes() -> Eyes:
-    torch.manual_seed(0)
-    words = tiny.build("text_encoders", "bilingual")
-    vision = tiny.awake(catalog.build("vision", "clip", size="tiny", condition=words.gives))
-    return Eyes(vision.eval(), words.eval(), name="tiny-eyes")
+    return tiny.eyes()
 
 
 @pytest.fixture(scope="module")

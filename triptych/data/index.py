@@ -19,7 +19,7 @@ import torch
 
 from ..contracts import Batch, Prompt
 
-__all__ = ["Dataset", "Row", "Source", "deal", "draws", "pick", "place", "stable_hash"]
+__all__ = ["Dataset", "Row", "Source", "as_images", "deal", "draws", "pick", "place", "stable_hash"]
 
 T = TypeVar("T")
 
@@ -100,6 +100,12 @@ def shares(weights: Sequence[float], cards: int = DECK) -> tuple[int, ...]:
     return tuple(int(count) for count in counts)
 
 
+def as_images(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 [H, W, 3] each (or what becomes that), of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+    pixels = np.stack([np.array(picture) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+
+
 class Dataset:
     """A mixture of sources. `sources` and `size` are as built; `len` is the number of different examples.
 
@@ -130,8 +136,7 @@ class Dataset:
         rows = [self.row(seed, n) for n in index]
         images = None
         if rows and rows[0].picture is not None:
-            pixels = np.stack([row.picture for row in rows if row.picture is not None])
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+            images = as_images([row.picture for row in rows if row.picture is not None])
         return Batch(index=tuple(index), images_BCHW=images, prompts=tuple(row.prompt for row in rows), keys=tuple(row.key for row in rows))
 
     def examples(self, n: int, seed: int = 0) -> Batch:
