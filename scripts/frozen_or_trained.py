@@ -20,6 +20,7 @@ import torch
 from triptych import load
 from triptych.contracts import Prompt
 from triptych.data import emoji as artwork
+from triptych.data.index import as_images
 from triptych.judges import nearest
 from triptych.recipe import Neighbour
 from triptych.recipes.emoji import emoji as recipe
@@ -28,7 +29,7 @@ from triptych.training import train
 
 def names(folder: Path, seed: int = 0, n: int = 300) -> dict[str, Any]:
     model, emoji = load(folder), artwork.load_emoji()
-    pictures = torch.from_numpy(artwork.pictures(32).copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pictures = as_images(artwork.pictures(32))
     order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = [i for i in order if emoji[i].single and emoji[i].group == "train"][:n]
     out: dict[str, Any] = {}

@@ -38,7 +38,7 @@ from scripts.claims import evidence
 from scripts.claims.evidence import Row, around
 from triptych.data import scenes
 from triptych.data.graph import OPPOSITE, Scene
-from triptych.data.index import draws, pick
+from triptych.data.index import as_images, draws, pick
 from triptych.judges.nearest import wilson
 
 NAME = Path(__file__).stem
@@ -146,7 +146,7 @@ def auc(true_N: np.ndarray, false_M: np.ndarray) -> float:
 
 
 def measure(sight: Any, found: list[Pair]) -> dict[str, Any]:
-    pictures = torch.from_numpy(np.stack([scenes.render(pair.scene, SIDE) for pair in found])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pictures = as_images([scenes.render(pair.scene, SIDE) for pair in found])
     image_NE = sight.image(pictures)
     true_N, false_N = (
         (100 * (image_NE * sight.text(said)).sum(1)).clamp_min(0).double().numpy()

@@ -41,7 +41,7 @@ from scripts.claims import evidence
 from scripts.claims.evidence import Row, around, percent
 from triptych.contracts import Batch, Prompt
 from triptych.data import scenes
-from triptych.data.index import draws
+from triptych.data.index import as_images, draws
 from triptych.recipe import Family, Optimizer, Recipe
 from triptych.training import Report, build_task, train
 from triptych.vision import swin, vit
@@ -153,9 +153,8 @@ class Where:
     def batch(self, seed: int, step: int, batch_size: int) -> Batch:
         index = range(step * batch_size, (step + 1) * batch_size)
         found = [self.scene(seed, i) for i in index]
-        pixels = np.stack([scenes.render(scene, self.side) for scene in found])
         prompts = tuple(Prompt(label=scenes.RELATIONS.index(scene.relation or "")) for scene in found)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = as_images([scenes.render(scene, self.side) for scene in found])
         return Batch(index=tuple(index), images_BCHW=images, prompts=prompts, keys=tuple(map(str, index)))
 
     def scene(self, seed: int, i: int) -> scenes.Scene:

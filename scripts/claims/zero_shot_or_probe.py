@@ -42,7 +42,7 @@ from scripts.claims import evidence
 from scripts.claims.evidence import Row, percent
 from triptych.data import artwork, emoji, scenes
 from triptych.data.graph import GRID, held_out_pairs
-from triptych.data.index import draws, pick
+from triptych.data.index import as_images, draws, pick
 from triptych.judges.linear_probe import logistic
 from triptych.judges.nearest import wilson
 
@@ -108,7 +108,7 @@ def classes(seed: int) -> dict[str, list[Class]]:
 def pictures(chosen: Sequence[Class], n: int, *seeds: int | str) -> tuple[Tensor, Tensor]:
     """n of each class, [K n, 3, SIDE, SIDE], and their labels."""
     drawn = [one.draw(draws(*seeds, label, i)) for label, one in enumerate(chosen) for i in range(n)]
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.arange(len(chosen)).repeat_interleave(n)
+    return as_images(drawn), torch.arange(len(chosen)).repeat_interleave(n)
 
 
 # --- the two ----------------------------------------------------------------------------------------------------------------

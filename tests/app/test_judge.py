@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.app.test_people import data_of
@@ -113,6 +114,22 @@ def test_coco(judge: Callable, model: Path, here: Path) -> None:
     ran = judge(model, "--protocol", "coco-zero-shot", "--data", here, "--captions", captions, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["protocol"]["name"] == "coco-zero-shot" and ran.json["models"][0]["scores"]["FD(tiny-eyes)"]["n_references"] == 6
+
+
+def test_a_file_of_the_fids_network_is_named_by_what_it_is(run: Callable, model: Path, here: Path) -> None:
+    """Random weights in the right form are used, and are not called FID; a file of something else is a bad checkpoint."""
+    from safetensors.torch import save_file
+
+    from triptych.vision.inception import Config, Inception
+
+    torch.manual_seed(0)
+    save_file(Inception(Config()).state_dict(), here / "mine.safetensors")
+    ran = run("judge", model, "--n", 4, "--eyes", "mine.safetensors", "--json")
+    assert ran.code == 0, ran.err
+    assert {"FD(mine)", "IS(mine)"} <= ran.json["measures"].keys() and "FID" not in ran.json["measures"]
+    save_file({"fc.weight": torch.zeros(3, 3)}, here / "other.safetensors")
+    ran = run("judge", model, "--n", 4, "--eyes", "other.safetensors")
+    assert ran.code == 4 and "no Inception" in ran.err
 
 
 def test_without_eyes_there_is_a_word(run: Callable, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

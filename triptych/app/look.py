@@ -197,7 +197,10 @@ def score(image: str, texts: Sequence[str], *, model: str | None = None, device:
 def detect(
     image: str, *, output: str | None = None, threshold: float = 0.5, model: str | None = None, device: str = "auto", as_json: bool = False
 ) -> None:
-    """Objects with names, attributes and boxes, drawn on the picture at its own size. Doubles are not taken away: a DETR makes none."""
+    """Objects with names, attributes and boxes, drawn on the picture at its own size.
+
+    Doubles are not taken away: of what it was trained on a DETR makes hardly any, of other things it may.
+    """
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold {threshold}: a probability, 0 to 1")
     target = None if output is None else free(output)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..contracts import Batch, Condition, LatentSpace, Prompt, Rng
 from ..layers.conv import AttentionBlock, Down, ResBlock, Up
 from ..layers.fingerprint import fingerprint_tensors
+from ..layers.one_phase import OnePhase
 from ..layers.pixels import average_down
 
 __all__ = ["AutoencoderKL", "Config", "SIZES", "Sampling", "TASKS", "Reconstruct", "kl_to_unit_normal"]
@@ -203,7 +204,7 @@ class AutoencoderKL(nn.Module):
         return self.reconstruct(z * _column(self.latent_std) + _column(self.latent_mean)).clamp(-1, 1)
 
 
-class Reconstruct:
+class Reconstruct(OnePhase):
     """Train the autoencoder alone: loss = (distance + kl_weight KL) per value of the picture, as LDM weighs them.
 
     The distance is L1 at `scales` resolutions, each half of the one before, and `edges` times the L1 of finite differences:
@@ -217,22 +218,11 @@ class Reconstruct:
         self.panel, self.kl_weight, self.scales, self.edges = panel, kl_weight, scales, edges
         self.modules = nn.ModuleDict({"decoder": panel})
 
-    def panels(self) -> dict[str, nn.Module]:
-        return {"decoder": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
     def compiles(self) -> list[nn.Module]:
         return [self.panel.encoder, self.panel.decoder]
 
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return dict(self.modules.named_parameters())
-
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
         return {name: value.mean() for name, value in self._losses_B(batch, rng).items()}
-
-    def after_step(self, phase: str, step: int) -> None: ...
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, LatentSpace, Prompt, Rng
+from ..layers.one_phase import OnePhase
 from ..layers.pixels import average_down, pixel_space
 
 __all__ = ["Upscaler", "Config", "SIZES", "Sampling", "TASKS", "Upscale"]
@@ -139,7 +140,7 @@ class Upscaler(nn.Module):
         return self.sides.index(side)
 
 
-class Upscale:
+class Upscale(OnePhase):
     """Train one stage on pictures that truly have its size (larger ones are averaged down).
 
     noise: largest standard deviation of the noise on the input; each row draws its own strength.
@@ -158,12 +159,6 @@ class Upscale:
         self.modules = nn.ModuleDict({"decoder": panel})
         self.low, self.high, self.factor = panel.sides[stage], panel.sides[stage + 1], panel.config.factors[stage]
 
-    def panels(self) -> dict[str, nn.Module]:
-        return {"decoder": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
     def compiles(self) -> list[nn.Module]:
         return [self.panel.stages[self.stage]]
 
@@ -175,8 +170,6 @@ class Upscale:
         true = self._true(batch)
         pixels, edges = _distances(self.panel.stages[self.stage](self._corrupted(true, rng)), true)
         return {"loss": (pixels + self.edges * edges).mean(), "l1": pixels.mean(), "edges": edges.mean()}
-
-    def after_step(self, phase: str, step: int) -> None: ...
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
+from ..layers.one_phase import OnePhase
 from . import _bpe
 from ._prompts import PromptTooLong, Tokenized
 
@@ -164,7 +165,7 @@ class BilingualTransformer(Tokenized, nn.Module):
         }
 
 
-class MaskedWords:
+class MaskedWords(OnePhase):
     """The task: panel 1 learns from texts alone. `mask`: the share of words hidden.
 
     vocabulary_texts: how many texts the vocabulary is learnt from, where the panel has none.
@@ -188,15 +189,6 @@ class MaskedWords:
         if not self.panel.has_vocabulary:
             self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
 
-    def panels(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return dict(self.modules.named_parameters())
-
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
         """loss: the mean over the batch's masked words; right: the share guessed."""
         found = self.panel.masked_words(batch.prompts, rng, self.mask)
@@ -204,9 +196,6 @@ class MaskedWords:
             zero = self.panel.embedding.weight.sum() * 0
             return {"loss": zero, "right": zero.detach()}
         return {"loss": found["loss_M"].mean(), "right": found["right_M"].float().mean()}
-
-    def after_step(self, phase: str, step: int) -> None:
-        pass
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -218,9 +207,6 @@ class MaskedWords:
             "loss": torch.bincount(found["row_M"], found["loss_M"], minlength=rows).float() / count,
             "right": torch.bincount(found["row_M"], found["right_M"].float(), minlength=rows).float() / count,
         }
-
-    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
-        return None
 
 
 TASKS = {"masked_words": MaskedWords}

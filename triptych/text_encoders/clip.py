@@ -9,7 +9,7 @@ Shape legend: B batch, L tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
+from ..contracts import Batch, Condition, ConditionSpec, Rng
 from ..layers.encoder import Activation, EncoderBlock
+from ..layers.one_phase import OnePhase
 from . import _clip_bpe
 from ._prompts import PromptTooLong, Tokenized
 
@@ -105,7 +106,7 @@ class CLIPText(Tokenized, nn.Module):
         return Condition(ids_BL=ids_BL, tokens_BLD=x_BLD, mask_BL=mask_BL, pooled_BD=pooled_BD)
 
 
-class NextWord:
+class NextWord(OnePhase):
     """The task: panel 1 learns from texts alone, each word from those before it. The embedding is the head as well (arXiv 1608.05859).
 
     vocabulary_texts: how many texts the vocabulary is learnt from, where the panel has none.
@@ -119,15 +120,6 @@ class NextWord:
         """Called once, before training."""
         if not self.panel.has_vocabulary:
             self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
-
-    def panels(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return dict(self.modules.named_parameters())
 
     def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """loss_BL and right_BL of each next word, 0 where there is none, and how many a row has; [end] is a word, [start] is not."""
@@ -144,17 +136,11 @@ class NextWord:
         loss_BL, right_BL, count_B = self._guessed(batch)
         return {"loss": loss_BL.sum() / count_B.sum(), "right": right_BL.sum() / count_B.sum()}
 
-    def after_step(self, phase: str, step: int) -> None:
-        pass
-
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """loss and right, [B]: the row's means."""
         loss_BL, right_BL, count_B = self._guessed(batch)
         return {"loss": loss_BL.sum(dim=1) / count_B, "right": right_BL.sum(dim=1) / count_B}
-
-    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
-        return None
 
 
 TASKS = {"next_word": NextWord}

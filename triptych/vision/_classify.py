@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contracts import Batch, Prompt, Rng
+from ..layers.one_phase import OnePhase
 from ..layers.pixels import average_down
 
 __all__ = ["Classification"]
 
 
-class Classification:
+class Classification(OnePhase):
     """Cross entropy on each picture's class: `Prompt.label`, or the place of `Prompt.text` in `classes`, where there is no label.
 
     Pictures are shown in [-1, 1], averaged down to the panel's `image_size`; so a network trained here has mean and deviation 0.5.
@@ -38,15 +39,6 @@ class Classification:
         self.number = {name: i for i, name in enumerate(classes)}
         self.smoothing = smoothing
         self.modules = nn.ModuleDict({"vision": panel})
-
-    def panels(self) -> dict[str, nn.Module]:
-        return {"vision": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return dict(self.modules.named_parameters())
 
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """logits_BK and label_B."""
@@ -71,9 +63,6 @@ class Classification:
         loss = F.cross_entropy(logits_BK, label_B, label_smoothing=self.smoothing)
         return {"loss": loss, "right": (logits_BK.argmax(1) == label_B).float().mean()}
 
-    def after_step(self, phase: str, step: int) -> None:
-        pass
-
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """[B] each: loss, and whether the first guess is right, and one of the first five."""
@@ -84,6 +73,3 @@ class Classification:
             "right": guesses_BK[:, 0].float(),
             "right_5": guesses_BK.any(dim=1).float(),
         }
-
-    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
-        return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..contracts import Batch, Prompt, Rng
 from ..layers.matching import NOT_ASKED, Costs, Objects, iou, mask_losses, match, set_losses
+from ..layers.one_phase import OnePhase
 from ..layers.pixels import average_down, recolored, varied
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Detect"]
 
 
-class Detect:
+class Detect(OnePhase):
     """The paper's task: learn from `Prompt.boxes_N5` (class and box), and from `Prompt.truth` what attributes an object has.
 
     truth.objects[i].NAME is the value of attribute NAME of box i; a value that the head does not know is "none of them".
@@ -49,15 +50,6 @@ class Detect:
         self.panel, self.masks, self.costs = panel, masks, Costs(nothing=nothing)
         self.weights = {"classes": 1.0, "l1": self.costs.l1, "giou": self.costs.giou, "attributes": 1.0, "focal": 1.0, "dice": 1.0}
         self.modules = nn.ModuleDict({"vision": panel})
-
-    def panels(self) -> dict[str, nn.Module]:
-        return {"vision": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.modules.named_parameters() if p.requires_grad}
 
     def objects(self, prompts: Sequence[Prompt], device: torch.device | None = None) -> Objects:
         """What there is, padded to the most that a picture has. Raises ValueError for a prompt without boxes."""
@@ -111,9 +103,6 @@ class Detect:
             objects = replace(objects, attributes=unasked)
         return self._losses(self.panel(varied(pixels, rng, **self.vary), every_layer=True), objects)
 
-    def after_step(self, phase: str, step: int) -> None:
-        pass
-
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """[B] each: loss of the last layer; iou, the mean over its objects; exact, whether nothing is missed, doubled or invented,
@@ -131,6 +120,3 @@ class Detect:
             exact = right.all() & ((guess_Q != nothing).sum() == objects.real_BN.sum())
             rows.append(torch.stack([self._losses(seen, objects)["loss"], overlap_P.mean(), exact.float()]))
         return dict(zip(("loss", "iou", "exact"), torch.stack(rows, dim=1), strict=True))
-
-    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
-        return None

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
+from ..contracts import Batch, Condition, ConditionSpec, Rng
 from ..layers.encoder import Activation, EncoderBlock
+from ..layers.one_phase import OnePhase
 from ..layers.pixels import varied
 
 __all__ = ["CLIP", "Config", "Contrastive", "SIZES", "TASKS"]
@@ -242,7 +243,7 @@ class CLIP(nn.Module):
         return self.logit_scale.float().clamp(max=math.log(100)).exp()
 
 
-class Contrastive:
+class Contrastive(OnePhase):
     """The task: pictures find their words, and words their pictures.
 
     neighbours["text_encoder"] learns too, unless its parameters do not require gradients (a locked text tower).
@@ -274,12 +275,6 @@ class Contrastive:
 
     def panels(self) -> dict[str, nn.Module]:
         return {"vision": self.panel, "text_encoder": self.text}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.modules.named_parameters() if p.requires_grad}
 
     def _compared(self, batch: Batch, rng: Rng | None = None) -> tuple[Tensor, Tensor]:
         """logits_BB (rows pictures, columns texts) and same_BB, True where the text is a right one for the picture.
@@ -319,9 +314,6 @@ class Contrastive:
             out[f"image_to_text_{k}"] = _found_B(logits_BB, same_BB, k)
             out[f"text_to_image_{k}"] = _found_B(logits_BB.T, same_BB.T, k)
         return out
-
-    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
-        return None
 
 
 TASKS = {"contrastive": Contrastive}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..contracts import Batch, ConditionSpec, Prompt, Rng
 from ..layers.embed import sincos_2d, unpatchify
 from ..layers.encoder import EncoderBlock
+from ..layers.one_phase import OnePhase
 from ..layers.pixels import average_down
 
 __all__ = ["MAE", "Config", "MaskedPixels", "MaskedTokens", "SIZES", "TASKS"]
@@ -219,27 +220,15 @@ def _taken(x_BLD: Tensor, index_BM: Tensor) -> Tensor:
     return x_BLD.gather(1, index_BM[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 
-class MaskedPixels:
+class MaskedPixels(OnePhase):
     """The paper's task. Pictures in [-1, 1], averaged down to `image_size`; a network trained here has mean and deviation 0.5."""
 
     def __init__(self, panel: MAE, *, neighbours: Mapping[str, Any] | None = None) -> None:
         self.panel = panel
         self.modules = nn.ModuleDict({"vision": panel})
 
-    def panels(self) -> dict[str, nn.Module]:
-        return {"vision": self.panel}
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def trainable(self, phase: str) -> dict[str, nn.Parameter]:
-        return dict(self.modules.named_parameters())
-
     def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
         return {"loss": self.panel.loss_B(*_shown(self.panel, batch, rng)).mean()}
-
-    def after_step(self, phase: str, step: int) -> None:
-        pass
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -252,7 +241,7 @@ class MaskedPixels:
         return rearrange([*self.panel.rebuild(pixels, noise), pixels], "three b c h w -> (b three) c h w").clamp(-1, 1)
 
 
-class MaskedTokens:
+class MaskedTokens(OnePhase):
     """BEiT's target in MAE's frame: the token that neighbours["decoder"] sees at each hidden place, by cross entropy.
 
     The decoder's latents are a grid of tokens with one token a patch. The head [decoder_width -> V] belongs to the task, not to
@@ -276,9 +265,6 @@ class MaskedTokens:
     def panels(self) -> dict[str, nn.Module]:
         return {"vision": self.panel}
 
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
     def trainable(self, phase: str) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.modules.named_parameters() if not name.startswith("vision.decoder.last.")}
 
@@ -296,15 +282,9 @@ class MaskedTokens:
         """loss, and the share of hidden tokens that is named right."""
         return {name: rows_B.mean() for name, rows_B in self._rows(batch, rng).items()}
 
-    def after_step(self, phase: str, step: int) -> None:
-        pass
-
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         return self._rows(batch, Rng.of_samples(0, batch.index))
-
-    def preview(self, prompts: Sequence[Prompt], batch: Batch) -> Tensor | None:
-        return None
 
 
 TASKS = {"masked_pixels": MaskedPixels, "masked_tokens": MaskedTokens}
