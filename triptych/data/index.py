@@ -100,8 +100,8 @@ def shares(weights: Sequence[float], cards: int = DECK) -> tuple[int, ...]:
     return tuple(int(count) for count in counts)
 
 
-def as_images(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """uint8 [H, W, 3] each (or what becomes that), of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+def as_images(pictures: Sequence[Any]) -> torch.Tensor:
+    """uint8 [H, W, 3] each, or RGB pictures of PIL, of one size -> float32 [B, 3, H, W] in [-1, 1]."""
     pixels = np.stack([np.array(picture) for picture in pictures])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
