@@ -116,7 +116,7 @@ def _inside(kind: str) -> list[str]:
     return [name for name in found if not name.startswith("_") and name not in _PARTS]
 
 
-_PARTS = {"noise", "solvers", "guidance"}  # files of processes/ that families are made of, not families
+_PARTS = {"noise", "solvers", "guidance", "drawing", "precondition", "likeness"}  # of processes/: what families are made of
 
 
 def _known_kind(kind: str) -> None:

@@ -11,15 +11,21 @@ from torch import Tensor, nn
 
 from tests.contract import tiny
 from tests.joints import shot, wgan_gp
-from tests.maths.exact import Mixture, Toy, labels
+from tests.maths.exact import Knows, Mixture, Toy, labels
 from triptych import catalog
 from triptych.contracts import Condition, Rng, Start
 from triptych.eyes import Eyes, as_tensor
 from triptych.layers.pixels import pixel_space
 from triptych.pipeline import Generator, TextToImage
 from triptych.processes import sample
+from triptych.processes.ddpm import DDPM
+from triptych.processes.ddpm import Config as ChainConfig
+from triptych.processes.ddpm import Sampling as ChainSampling
+from triptych.processes.edm import EDM
+from triptych.processes.edm import Config as EDMConfig
+from triptych.processes.edm import Sampling as EDMSampling
 from triptych.processes.guidance import ClassifierFree, CriticGuidance, Guide, guided
-from triptych.processes.noise import Schedule, linear
+from triptych.processes.noise import Schedule, linear, spread
 from triptych.processes.rectified_flow import Config, RectifiedFlow, Sampling
 
 SHAPE, S = (2, 3), 0.25
@@ -192,3 +198,107 @@ def test_the_clock_runs_back() -> None:
     process = catalog.build("processes", "rectified_flow", size="tiny")
     t = torch.linspace(0, 1, 11)
     torch.testing.assert_close(process.time(process.clock(t)), t)
+
+
+# --- a critic of noised pictures ----------------------------------------------------------------------------------------------
+
+
+class Classifier:
+    """log p(y | x_t) in closed form, of y = x0 + N(0, R) and x0 ~ N(m, S): a Gaussian about E[x0 | x_t]."""
+
+    def __init__(self, schedule: Schedule, time: Any, m: float, R: float) -> None:
+        self.schedule, self.time, self.m, self.R = schedule, time, m, R
+        self.clocks: list[Tensor] = []
+
+    def __call__(self, x: Tensor, clock_B: Tensor, cond: Condition) -> Tensor:
+        assert cond.label_B is not None
+        self.clocks.append(clock_B)
+        t = spread(self.time(clock_B), x)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        total = alpha**2 * S + sigma**2
+        D, unknown = self.m + alpha * S / total * (x - alpha * self.m), S * sigma**2 / total
+        return -((spread(cond.label_B, x) - D) ** 2 / (2 * (unknown + self.R))).flatten(1).sum(1)
+
+
+def noisy(process: Any, *heard: int, target: str, scale: float = 1.0, m: float = 1.0, R: float = 0.1) -> Guide:
+    critic: Any = Classifier(process.schedule, process.time, m, R)
+    return Guide(
+        critic=critic, heard=labels(*heard), scale=scale, schedule=process.schedule, target=target, time=process.time, noisy=True,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+@pytest.mark.parametrize("clock", [0, 1, 300, 800, 990])
+def test_the_exact_posterior_by_a_noisy_classifier(clock: int, target: str) -> None:
+    """E[x0 | x_t, y], by Bayes, at every time and in whatever the network says: D + Var (y - D) / (Var + R)."""
+    process = DDPM(ChainConfig(target=target))  # type: ignore[arg-type]
+    x, clock_B = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.full((2,), float(clock))
+    wrapper = CriticGuidance(Knows(process, S), noisy(process, 3, -1, target=target))
+    t_B = process.time(clock_B)
+    found, _ = process.read(wrapper(x, clock_B, labels(1, 1)), x, t_B)
+    D, _ = process.read(Knows(process, S)(x, clock_B, labels(1, 1)), x, t_B)
+    alpha, sigma = process.schedule.alpha(t_B)[0], process.schedule.sigma(t_B)[0]
+    unknown = S * sigma**2 / (alpha**2 * S + sigma**2)
+    truth = D + unknown * (torch.tensor([3.0, -1.0]).view(-1, 1, 1) - D) / (unknown + 0.1)
+    torch.testing.assert_close(found, truth, atol=1e-4 / float(alpha), rtol=1e-4)
+
+
+def test_adm_s_formula() -> None:
+    """eps' = eps - sqrt(1 - abar) s grad log p(y | x_t) (arXiv 2105.05233, algorithm 2); what is said of the variance stays."""
+    process = DDPM(ChainConfig(variance="learned_range"))
+    x, clock_B = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([100.0, 700.0])
+    guide = noisy(process, 3, -1, target="eps", scale=2.5)
+    plain = Knows(process, S, share=0.3)(x, clock_B, labels(1, 1))
+    found = CriticGuidance(Knows(process, S, share=0.3), guide)(x, clock_B, labels(1, 1))
+    asked = x.clone().requires_grad_()
+    up = torch.autograd.grad(guide.critic(asked, clock_B, labels(3, -1)).sum(), asked)[0]
+    sigma = spread(process.schedule.sigma(process.time(clock_B)), x)
+    torch.testing.assert_close(found[:, : SHAPE[0]], plain[:, : SHAPE[0]] - 2.5 * sigma * up)
+    assert torch.equal(found[:, SHAPE[0] :], plain[:, SHAPE[0] :]) and up.abs().max() > 0.1
+
+
+def test_who_is_asked_when() -> None:
+    """A noisy critic hears the clock at x_t, a clean one is told 0 about x0-hat."""
+    process = DDPM(ChainConfig())
+    x, clock_B = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([100.0, 700.0])
+    for said, heard in ((True, clock_B), (False, torch.zeros(2))):
+        guide = replace(noisy(process, 3, -1, target="eps"), noisy=said)
+        CriticGuidance(Knows(process, S), guide)(x, clock_B, labels(1, 1))
+        assert torch.equal(guide.critic.clocks[0], heard)  # type: ignore[attr-defined]
+
+
+def test_noise_alone_says_nothing() -> None:
+    """Zero terminal SNR: where alpha is 0 no classifier can know, and none moves anything."""
+    process = DDPM(ChainConfig(target="v", zero_terminal_snr=True))
+    guide = replace(noisy(process, 3, target="v"), critic=curved_critic)  # type: ignore[arg-type]
+    x, clock_B = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([999.0])
+    found = CriticGuidance(Knows(process, S), guide)(x, clock_B, labels(1))
+    assert found.isfinite().all() and torch.equal(found, Knows(process, S)(x, clock_B, labels(1)))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+def test_drawing_goes_to_the_posterior(sampler: str) -> None:
+    """N(1, S) seen through N(0, R): pictures have Bayes' mean and variance, for a classifier that knows every noise."""
+    process = DDPM(ChainConfig())
+    network = CriticGuidance(Knows(process, S), noisy(process, 3, -1, target="eps"))
+    how, rng = ChainSampling(sampler=sampler, steps=150), Rng.of_seeds([0, 1])  # type: ignore[arg-type]
+    drawn = sample(process, network, labels(1, 1), labels(0, 0), how, Start(shape=(4, 50, 50)), rng)
+    for row, y in zip(drawn, (3.0, -1.0), strict=True):
+        assert float(row.mean()) == pytest.approx((S * y + 0.1 * 1) / (S + 0.1), abs=0.03)
+        assert float(row.var()) == pytest.approx(S * 0.1 / (S + 0.1), rel=0.15)
+
+
+def test_beside_classifier_free_guidance_and_preconditioning() -> None:
+    """EDM's network stands within both: what is guided says x0. The noisy classifier leads to the same posterior."""
+    process = EDM(EDMConfig())
+    network = CriticGuidance(Knows(process, S), noisy(process, 3, -1, target="x0"))
+    how, rng = EDMSampling(steps=60), Rng.of_seeds([0, 1])
+    drawn = sample(process, network, labels(1, 1), labels(0, 0), how, Start(shape=(4, 50, 50)), rng)
+    for row, y in zip(drawn, (3.0, -1.0), strict=True):
+        assert float(row.mean()) == pytest.approx((S * y + 0.1 * 1) / (S + 0.1), abs=0.03)
+        assert float(row.var()) == pytest.approx(S * 0.1 / (S + 0.1), rel=0.1)
+    apart = sample(
+        process, CriticGuidance(Knows(process, S), noisy(process, 3, -1, target="x0", scale=0.0)), labels(2, 2), labels(1, 1),
+        EDMSampling(steps=60, guidance=2.0), Start(shape=(4, 50, 50)), rng,
+    )  # fmt: skip
+    assert float(apart.mean()) == pytest.approx(3, abs=0.03)  # 2 c - u

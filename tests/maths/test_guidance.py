@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.maths.exact import Toy, labels
-from triptych.contracts import Condition
-from triptych.processes.guidance import ClassifierFree
+from triptych.contracts import Condition, LatentSpace
+from triptych.layers.pixels import pixel_space
+from triptych.processes.guidance import ClassifierFree, thresholded
 
 
 def guided(scale: list[float], interval: tuple[float, float] = (0.0, 1000.0)) -> tuple[Toy, ClassifierFree]:
@@ -80,3 +81,42 @@ def test_same_rule_in_every_target(asked: tuple[Tensor, Tensor, Condition]) -> N
     x0 = ClassifierFree(Toy("x0"), null, scale, interval)(x, clock, cond)
     v = ClassifierFree(Toy("v"), null, scale, interval)(x, clock, cond)
     torch.testing.assert_close(x - (clock / 1000).view(-1, 1, 1, 1) * v, x0, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [[3.0] * 4, [3.0, 1.0, 0.0, 2.0], [1.0] * 4])
+def test_what_is_said_of_the_variance_is_the_conditions(asked: tuple[Tensor, Tensor, Condition], scale: list[float]) -> None:
+    """Channels beyond those of x are not guided, whichever rows are."""
+
+    class Learned(Toy):
+        def forward(self, x_t: Tensor, clock_B: Tensor, cond: Condition) -> Tensor:
+            assert cond.label_B is not None
+            return torch.cat([super().forward(x_t, clock_B, cond), cond.label_B.view(-1, 1, 1, 1) * torch.ones_like(x_t)], dim=1)
+
+    c, u = branches(asked)
+    out = ClassifierFree(Learned(), labels(0, 0, 0, 0), torch.tensor(scale), torch.tensor([[0.0, 1000.0]] * 4))(*asked)
+    assert out.shape == (4, 6, 5, 5)
+    torch.testing.assert_close(out[:, :3], u + torch.tensor(scale).view(-1, 1, 1, 1) * (c - u))
+    assert torch.equal(out[:, 3:], torch.tensor([1.0, 2.0, 3.0, 4.0]).view(-1, 1, 1, 1).expand(-1, 3, 5, 5))
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------------
+
+
+def test_static_threshold_clips() -> None:
+    """Pixels, not latents: the range is [-1, 1] of what the latents stand for."""
+    space = pixel_space(5, 3, 0.2, 0.5)
+    pixels = 2 * torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    out = thresholded(space.standardise(pixels), space, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(space.restore(out)[0], pixels[0].clamp(-1, 1))
+    assert torch.equal(out[1], space.standardise(pixels)[1])  # a row that asked for none
+
+
+def test_dynamic_threshold_divides() -> None:
+    """s = that percentile of |x0|, at least 1; clipped to [-s, s] and divided by s (arXiv 2205.11487, section 2.3)."""
+    space = LatentSpace(kind="image", shape=(1, 10, 10))
+    x0 = torch.linspace(-4, 4, 100).view(1, 1, 10, 10).repeat(2, 1, 1, 1)
+    x0[1] /= 8  # nowhere beyond 1/2
+    out = thresholded(x0, space, torch.tensor([0.9, 0.9]))
+    s = float(x0[0].abs().flatten().sort().values[[89, 90]] @ torch.tensor([0.9, 0.1]))  # rank 0.9 * 99 = 89.1
+    torch.testing.assert_close(out[0], x0[0].clamp(-s, s) / s)
+    assert s > 3 and out[0].abs().max() == 1 and torch.equal(out[1], x0[1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych.processes.noise import Schedule, linear, shifted, uniform
+from triptych.processes.noise import Schedule, betas, linear, shifted, tabled, uniform, variance_preserving
 
 TARGETS = ("x0", "eps", "v")
 
@@ -101,3 +101,93 @@ def test_grids() -> None:
         assert bent[0] == 1 and bent[-1] == 0 and (bent.diff() < 0).all()
         torch.testing.assert_close(linear().lam(bent[1:-1]), linear().lam(uniform(10)[1:-1]) - math.log(shift))  # SD3, eq. 23
     assert shifted(torch.tensor(0.5), 3.0) == 0.75
+
+
+# --- schedules of T steps ---------------------------------------------------------------------------------------------------
+
+
+def test_betas_by_definition() -> None:
+    linear_T = betas("linear", 1000, 1e-4, 0.02)
+    assert linear_T.dtype == torch.float64 and linear_T[0] == 1e-4 and float(linear_T[-1]) == pytest.approx(0.02, rel=1e-14)
+    torch.testing.assert_close(linear_T.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=torch.float64))
+    roots = betas("scaled_linear", 1000, 0.00085, 0.012).sqrt()
+    torch.testing.assert_close(roots.diff(), torch.full((999,), (0.012**0.5 - 0.00085**0.5) / 999, dtype=torch.float64))
+    for T in (100, 1000, 4000):  # times 1000 / T: fewer and larger, so that the end is as noisy
+        torch.testing.assert_close(betas("linear", T, 1e-4, 0.02, rescale=True), betas("linear", T, 0.1 / T, 20 / T))
+        assert float((1 - betas("linear", T, 1e-4, 0.02, rescale=True)).prod()) < 5e-5
+
+
+def test_a_short_chain_does_not_end_in_noise() -> None:
+    """A known trap: the betas of 1000 steps over 300 leave alpha-bar at 0.048, and pictures that begin in pure noise miss it."""
+    for T, end in ((1000, 4.04e-5), (300, 0.048)):
+        schedule = variance_preserving(betas("linear", T, 1e-4, 0.02))
+        assert float(schedule.alpha(torch.ones(1)) ** 2) == pytest.approx(end, rel=0.01)
+
+
+def test_cosine_betas() -> None:
+    """alpha-bar = f(t) / f(0), f = cos^2((t + 0.008) / 1.008 pi / 2), until the cap of 0.999 (arXiv 2102.09672, eq. 17)."""
+    found = betas("cosine", 1000, 0.0, 0.0)
+    assert found[-1] == 0.999 and (found[:-1] < 0.999).all() and float(found[0]) == pytest.approx(4.128e-5, rel=1e-3)
+    bar = torch.cumprod(1 - found, 0)
+    f = torch.cos((torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+    torch.testing.assert_close(bar[:-1], (f[1:] / f[0])[:-1], atol=1e-12, rtol=1e-8)
+    assert float(bar[499]) == pytest.approx(0.4938, abs=1e-3)  # half way: half of it
+
+
+def test_wrong_betas() -> None:
+    with pytest.raises(ValueError, match="beta_schedule = 'sigmoid': must be one of linear, scaled_linear, cosine"):
+        betas("sigmoid", 10, 1e-4, 0.02)
+    for first, last in ((0.0, 0.02), (0.3, 0.2), (0.1, 1.0), (-0.1, 0.2)):
+        with pytest.raises(ValueError, match=f"betas from {first:g} to {last:g}: must rise, within 0..1"):
+            betas("linear", 10, first, last)
+    with pytest.raises(ValueError, match=r"to 2: .*raise num_timesteps"):
+        betas("linear", 10, 1e-4, 0.02, rescale=True)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_variance_preserving(name: str, zero: bool) -> None:
+    """alpha^2 + sigma^2 = 1 at every time; alpha-bar at the steps; clean at 0, and with zero terminal SNR noise alone at 1."""
+    beta_T = betas(name, 50, 0.001, 0.2)
+    schedule, k = variance_preserving(beta_T, zero), torch.arange(51, dtype=torch.float64) / 50
+    root = torch.cumprod(1 - beta_T, 0).sqrt()
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1]) if zero else root  # arXiv 2305.08891, algorithm 1
+    torch.testing.assert_close(schedule.alpha(k)[1:], expected, atol=1e-14, rtol=0)
+    assert (
+        schedule.alpha(k)[0] == 1 and schedule.sigma(k)[0] == 0 and (not zero or (schedule.alpha(k)[-1], schedule.sigma(k)[-1]) == (0, 1))
+    )
+    t = torch.linspace(0, 1, 777, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t))
+    assert (schedule.alpha(t).diff() < 0).all() and (schedule.sigma(t).diff() > 0).all()
+    middle = (k[:-2] + k[1:-1]) / 2  # between two steps sigma / alpha is their mean
+    ratio = schedule.sigma(k) / schedule.alpha(k)
+    torch.testing.assert_close(schedule.sigma(middle) / schedule.alpha(middle), (ratio[:-2] + ratio[1:-1]) / 2)
+    assert torch.equal(schedule.alpha(k.float()), schedule.alpha(k).float())  # float32 finds every step
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_v_by_the_angle(triple: tuple[Tensor, Tensor, Tensor], zero: bool) -> None:
+    """v = alpha eps - sigma x0 has one size at all times, and says x0 = alpha x - sigma v, eps = sigma x + alpha v, also at alpha = 0."""
+    x0, eps, _ = triple
+    schedule, t = variance_preserving(betas("linear", 64, 0.001, 0.3), zero), torch.arange(1, 65, dtype=torch.float64) / 64
+    alpha, sigma = (f(t).view(-1, 1, 1) for f in (schedule.alpha, schedule.sigma))
+    v, x_t = schedule.velocity(x0, t, eps), schedule.corrupt(x0, t, eps)
+    torch.testing.assert_close(v, alpha * eps - sigma * x0)
+    for to, truth in (("x0", x0), ("eps", eps)):
+        torch.testing.assert_close(schedule.convert(v, x_t, t, source="v", to=to), truth)  # type: ignore[arg-type]
+    torch.testing.assert_close(v.square() + x_t.square(), x0.square() + eps.square())
+    for source, truth in (("x0", x0), ("eps", eps)):
+        found = schedule.convert(truth, x_t, t, source=source, to="v")  # type: ignore[arg-type]
+        known = slice(None, 63 if zero and source == "eps" else 64)  # eps says nothing of x0 where alpha = 0
+        torch.testing.assert_close(found[known], v[known])
+
+
+def test_noise_that_only_grows() -> None:
+    """A table whose alpha stays 1: v is eps, and nothing shrinks."""
+    sigma_T, t = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64), torch.tensor([1, 2, 3, 1.5], dtype=torch.float64) / 3
+    schedule = tabled(torch.ones(3), sigma_T)
+    assert schedule.alpha(t).tolist() == [1.0] * 4
+    torch.testing.assert_close(schedule.sigma(t), torch.tensor([0.1, 1.0, 10.0, 0.55], dtype=torch.float64))
+    x0, eps = torch.randn(2, 4, 5, dtype=torch.float64)
+    assert torch.equal(schedule.velocity(x0, t, eps), eps)
+    torch.testing.assert_close(schedule.convert(eps, schedule.corrupt(x0, t, eps), t, source="v", to="x0"), x0)

@@ -24,11 +24,11 @@ def compare(name: str, grid: Tensor, scheduler: Any, tolerance: float) -> None:
     table = SOLVERS[name](linear(), grid)
     assert len(table) == len(scheduler.timesteps)
     x = theirs = torch.randn(1, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    D_prev, anchor = torch.zeros_like(x), x
+    D_1, anchor, D_2 = torch.zeros_like(x), x, torch.zeros_like(x)
     for row, timestep in zip(table, scheduler.timesteps, strict=True):
         t = float(row[0])
         theirs = scheduler.step(velocity(theirs, t), timestep, theirs).prev_sample
-        x, D_prev, anchor = advance(row[None], x, x - t * velocity(x, t), D_prev, anchor)
+        x, D_1, anchor, D_2 = advance(row[None], x, x - t * velocity(x, t), D_1, anchor, D_2)
         torch.testing.assert_close(x, theirs.double(), atol=tolerance, rtol=tolerance)
 
 

@@ -12,29 +12,20 @@ Shapes: z, x, noise [B, *shape], float32; t [B] in [0, 1]; the network's clock i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.contracts import Condition, Latents, Rng, Start, State
-from triptych.processes import noise
-from triptych.processes.guidance import guided
-from triptych.processes.solvers import SOLVERS, advance
+from triptych.processes import drawing, noise
+from triptych.processes.drawing import one_of as _one_of
+from triptych.processes.drawing import within as _within
+from triptych.processes.solvers import SOLVERS
 
 __all__ = ["RectifiedFlow", "Config", "SIZES", "Sampling"]
-
-
-def _within(name: str, value: Any, low: float, high: float) -> None:
-    if not low <= value <= high:  # also false for nan
-        raise ValueError(f"{name} = {value!r}: must be in {low}..{high}")
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,31 +67,22 @@ class Sampling:
     Raises ValueError, with the allowed range.
     """
 
-    steps: int = field(default=20, metadata={"range": (1, 1000), "help": "steps from noise to picture (heun evaluates twice a step)"})
+    steps: int = field(
+        default=20, metadata={"range": (1, 1000), "whole": True, "help": "steps from noise to picture (heun evaluates twice a step)"}
+    )
     guidance: float = field(default=3.0, metadata={"range": (0.0, 50.0), "help": "how strongly the words pull; 1.0 = off"})
-    sampler: Literal["dpmpp_2m", "euler", "heun"] = field(default="dpmpp_2m", metadata={"help": "the solver of the ODE"})
+    sampler: Literal["dpmpp_2m", "euler", "heun"] = field(
+        default="dpmpp_2m", metadata={"one_of": tuple(SOLVERS), "help": "the solver of the ODE"}
+    )
     shift: float = field(default=1.0, metadata={"range": (0.01, 100.0), "help": "more than 1 spends more steps on the noisy times"})
     interval: tuple[float, float] = field(default=(0.0, 1.0), metadata={"range": (0.0, 1.0), "help": "times t in which guidance acts"})
 
     def __post_init__(self) -> None:
-        if self.steps != int(self.steps):
-            raise ValueError(f"steps = {self.steps!r}: must be a whole number in 1..1000")
-        _one_of("sampler", self.sampler, tuple(SOLVERS))
-        for one in fields(self):
-            value = getattr(self, one.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if "range" in one.metadata:
-                    _within(one.name, number, *one.metadata["range"])
-        if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
-            raise ValueError(f"interval = {self.interval!r}: must be two times, low then high, in 0.0..1.0")
+        drawing.check(self)
 
 
 class RectifiedFlow:
-    """The process. It learns nothing of its own; `config` is all it is.
-
-    The rows of a State keep, in `extra`: table [B, K, 8], scale [B], interval [B, 2] (on the CPU, with index and total: what
-    is done next is decided without waiting for a device); x-shaped D_prev, anchor, noise, z0; mask [B, 1, ...].
-    """
+    """The process. It learns nothing of its own; `config` is all it is."""
 
     drives = "denoiser"
     Sampling = Sampling
@@ -186,53 +168,18 @@ class RectifiedFlow:
         img2img starts at time `strength` from z0 with that much noise, and takes that share of the steps. Raises ValueError
         for a start whose tensors do not fit one another.
         """
-        size, device = (len(rng), *start.shape), next((p.device for p in network.parameters()), torch.device("cpu"))
         _within("strength", start.strength, 0.001, 1.0)
-        if start.z0 is None and (start.strength < 1 or start.mask is not None):
-            raise ValueError("strength below 1 and a mask both speak of a start image: give z0 as well")
-        eps = rng.normal("start", start.shape) if start.noise is None else _fitting("noise", start.noise, size)
-        z0 = torch.zeros(size) if start.z0 is None else _fitting("z0", start.z0, size)
-        mask_size = (size[0], 1, *size[2:])
-        mask = torch.ones(mask_size) if start.mask is None else _fitting("mask", start.mask, mask_size)
-        eps, z0, mask = (one.to(device, torch.float32) for one in (eps, z0, mask))
+        grid = noise.uniform(max(1, round(how.steps * start.strength)), how.shift, start.strength)
+        return drawing.begin(self, network, cond, null, how, start, rng, SOLVERS[how.sampler](self.schedule, grid))
 
-        steps = max(1, round(how.steps * start.strength))
-        table = SOLVERS[how.sampler](self.schedule, noise.uniform(steps, how.shift, start.strength)).float()
-        x = eps if start.strength == 1 else self.corrupt(z0, torch.full(size[:1], start.strength), eps)
-        listen = getattr(network, "prepare", None) or (lambda said: said)
-        return State(
-            x=x, index_B=torch.zeros(size[0], dtype=torch.int64), total_B=torch.full(size[:1], len(table), dtype=torch.int64),
-            cond=listen(cond), null=listen(null), rng=rng,
-            extra={
-                "table": table.expand(size[0], -1, -1), "scale": torch.full(size[:1], float(how.guidance)),
-                "interval": torch.tensor(how.interval, dtype=torch.float32).expand(size[0], -1),
-                "D_prev": torch.zeros_like(x), "anchor": x, "noise": eps, "z0": z0, "mask": mask,
-            },
-        )  # fmt: skip
+    def read(self, out: Tensor, x_t: Tensor, t_B: Tensor) -> tuple[Tensor, None]:
+        """D from what the network says."""
+        return self.schedule.convert(out, x_t, t_B, source=self.config.target, to="x0"), None
 
     def step(self, network: nn.Module, state: State) -> State:
         """One evaluation of the network for all rows that are not done."""
-        live_B = ~state.done_B
-        if not live_B.all():
-            return state.put(live_B, self.step(network, state.rows(live_B))) if live_B.any() else state
-        extra, x = state.extra, state.x
-        rows_B8 = extra["table"][torch.arange(len(x)), state.index_B]
-        t_B, s_B, t_next_B = rows_B8[:, 0], rows_B8[:, 5], rows_B8[:, 7]
-        denoiser = guided(network, state.null, extra["scale"], self.clock(extra["interval"]))
-        out = denoiser(x, self.clock(t_B), state.cond).to(x.dtype)
-        D = self.schedule.convert(out, x, t_B, source=self.config.target, to="x0")
-        fresh = state.rng.normal("step", x.shape[1:], state.index_B.tolist()).to(x.device) if s_B.any() else None
-        x, D_prev, anchor = advance(rows_B8, x, D, extra["D_prev"], extra["anchor"], fresh)
-        x = torch.lerp(self.corrupt(extra["z0"], t_next_B, extra["noise"]), x, extra["mask"])  # lerp is exact at 0 and 1
-        return replace(state, x=x, index_B=state.index_B + 1, extra=extra | {"D_prev": D_prev, "anchor": anchor})
+        return drawing.step(self, network, state)
 
     def preview(self, state: State) -> Tensor:
         """The x0 that each row believed in last; the result itself where it is done."""
-        guess = torch.lerp(state.extra["z0"], state.extra["D_prev"], state.extra["mask"])
-        return torch.where(noise.spread(state.done_B, guess) > 0, state.x, guess)
-
-
-def _fitting(name: str, tensor: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(tensor.shape) != size:
-        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; here it must be {size}")
-    return tensor
+        return drawing.preview(state)
