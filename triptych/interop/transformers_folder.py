@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ..catalog import nearest
 from . import transformers_dense as dense
+from . import transformers_text as text
 from . import transformers_towers as towers
 
 __all__ = ["Part", "Preprocessing", "Reading", "is_transformers", "read"]
 
 _LARGEST_JSON = 64 * 2**20
-_TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
+_TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
 
 
 class Part(NamedTuple):
@@ -64,6 +65,9 @@ _READERS: dict[str, dict[str, Reader]] = {
     "resnet": {"vision": towers.resnet_from_transformers},
     "clip": {"vision": towers.clip_from_transformers, "text_encoder": towers.clip_text_from_transformers},
     "clip_text_model": {"text_encoder": towers.clip_text_from_transformers},
+    "bert": {"text_encoder": text.bert_from_transformers},
+    "gpt2": {"text_encoder": text.gpt2_from_transformers},
+    "t5": {"text_encoder": text.t5_from_transformers},
     "vit_mae": {"vision": dense.vit_mae_from_transformers},
     "swin": {"vision": dense.swin_from_transformers},
     "detr": {"vision": dense.detr_from_transformers},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,11 +22,12 @@ class Tokenized:
     """A text encoder's way from prompts to `condition(ids_BL, mask_BL)`; mixed into a panel with `config.vocab`, `config.context_length`
     and `embedding`.
 
-    bpe: the module of its tokenizer: `Tokenizer(files)` with start, end and pad ids, `learn(texts, vocab)`, and FILES that it may be read
-    from. Without them the panel has no vocabulary until `learn_vocabulary`, and `encode` says so.
+    bpe: what knows its tokenizer, a module or an object: `Tokenizer(files)` with start (None = none), end and pad ids, `learn(texts,
+    vocab)`, and FILES that it may be read from. Without them the panel has no vocabulary until `learn_vocabulary`, and `encode` says so.
     """
 
-    bpe: ModuleType
+    bpe: Any
+    reads = frozenset({"text"})  # of a Prompt's fields
     config: Any
     embedding: Any
     condition: Callable[..., Condition]
@@ -78,13 +78,14 @@ class Tokenized:
         words = self.tokenizer
         if words is None:
             raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
-        texts, room = texts_of(prompts), self.config.context_length - 2
+        first = [] if words.start is None else [words.start]
+        texts, room = texts_of(prompts), self.config.context_length - len(first) - 1
         rows = words.encode(texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row) > room:
                 said = f"a prompt of {len(row)} tokens, where this text encoder reads {room}; not read: {words.after(text, room)!r}"
                 warnings.warn(said, PromptTooLong, stacklevel=3)  # in the name of whoever called `encode` or `ids`
-        rows = [[words.start, *row[:room], words.end] for row in rows]
+        rows = [[*first, *row[:room], words.end] for row in rows]
         longest, device = max(map(len, rows)), self.embedding.weight.device
         ids_BL = torch.tensor([row + [words.pad] * (longest - len(row)) for row in rows]).to(device)
         lengths_B = torch.tensor([len(row) for row in rows]).to(device)
