@@ -16,7 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from .catalog import nearest
 
-__all__ = ["Data", "Family", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override", "to_mapping", "to_yaml"]
+__all__ = [
+    "Data", "Family", "Guide", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override", "to_mapping",
+    "to_yaml",
+]  # fmt: skip
 
 _strict = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(ge=1)]
@@ -53,10 +56,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
 class Data:
-    """sources: drawn from by weight.  size: the pictures' side in pixels (0 = texts alone)."""
+    """sources: drawn from by weight.  size: the pictures' side in pixels (0 = texts alone).
+
+    ports: what else is said of each row than its words ("label", "low_resolution", "hole"...), in this order; they have no weight.
+    """
 
     sources: tuple[Source, ...] = (Source(name="emoji"),)
     size: Annotated[int, Field(ge=0, le=4096)] = 32
+    ports: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -70,6 +77,15 @@ class Optimizer:
     warmup: Fraction = 0.02
     decay: Fraction = 0.3
     clip: Annotated[float, Field(ge=0)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class Guide:
+    """What pulls when the exported model draws: eyes that hear words, by a model's name, or without them the critic of
+    `neighbours.guide`. scale: how strongly."""
+
+    scale: Annotated[float, Field(ge=0)]
+    eyes: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -105,6 +121,7 @@ class Recipe:
     keep: Positive = 2  # checkpoints kept
     preview_prompts: tuple[str, ...] = ()
     sampling: dict[str, Any] = Field(default_factory=dict)  # the exported model's defaults: steps, guidance, sampler...
+    guide: Guide | None = None  # of the exported model
     judges: tuple[str, ...] = ()  # look at drawn pictures while training ("objects", "distribution"...); the first says which are best
     judge_every: Positive = 1000  # steps; also at the end
     judge_pictures: Positive = 64  # drawn for them at a time, always of the same words and seeds
@@ -195,7 +212,10 @@ def _explain(error: Any) -> str:
 
 def _fields_at(path: Sequence[Any]) -> list[str]:
     here: Any = Recipe
-    by_name = {"family": Family, "process": Family, "neighbours": Neighbour, "data": Data, "sources": Source, "optimizer": Optimizer}
+    by_name = {
+        "family": Family, "process": Family, "neighbours": Neighbour, "data": Data, "sources": Source, "ports": Source,
+        "optimizer": Optimizer, "guide": Guide,
+    }  # fmt: skip
     for part in path:
         here = by_name.get(part, here)
     return [f.name for f in dataclasses.fields(here)]

@@ -7,7 +7,8 @@
     data.contact_sheet(batch, columns)             -> PIL.Image, for `triptych data show`
 
 Sources are files of this folder: `emoji` (pairs), `scenes` (pairs with ground truth), `openclipart` (pairs), `folder` (a person's own
-pairs, or pictures alone), `texts` (texts alone).
+pairs, or pictures alone), `coco` (pictures with boxes), `texts` (texts alone). What `recipe.data.ports` names (`ports`) then fills the
+prompts with more than words: class numbers, maps, small pictures, holes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "build", "contact_sheet", "describe"]
 
 SOURCES = {  # file -> its class
-    "emoji": "EmojiSource", "scenes": "ScenesSource", "openclipart": "OpenClipartSource", "folder": "FolderSource", "texts": "TextsSource",
+    "emoji": "EmojiSource", "scenes": "ScenesSource", "openclipart": "OpenClipartSource", "folder": "FolderSource", "coco": "CocoSource",
+    "texts": "TextsSource",
 }  # fmt: skip
 
 Split = Literal["train", "held_out"]
@@ -50,7 +52,12 @@ def build(spec: Data, *, split: Split = "train") -> Dataset:
             if option not in known:
                 raise ValueError(f"data.sources.{i}.options: {source.name} has no option {option!r}; {nearest(option, known)}")
         sources.append(made(size=spec.size, split=split, **source.options))
-    return Dataset(sources, [source.weight for source in spec.sources], size=spec.size)
+    ports = ()
+    if spec.ports:
+        from .ports import build as build_ports
+
+        ports = build_ports(spec.ports, spec.size)
+    return Dataset(sources, [source.weight for source in spec.sources], size=spec.size, ports=ports)
 
 
 def describe(spec: Data) -> dict[str, Any]:
@@ -63,6 +70,8 @@ def describe(spec: Data) -> dict[str, Any]:
         one = replace(spec, sources=(source,))
         splits = {split: build(one, split=split).sources[0].describe() for split in ("train", "held_out")}
         report["sources"].append({"name": source.name, "share": source.weight / total, "options": dict(source.options), **splits})
+    if spec.ports:
+        report["ports"] = [{"name": port.name, "options": dict(port.options)} for port in spec.ports]
     return report
 
 

@@ -232,7 +232,11 @@ def _related(rng: random.Random, cutouts: Sequence[str]) -> Scene | None:
     a, b = _thing(rng, cutouts), _thing(rng, cutouts)
     if a[:2] == b[:2] or a[3] + b[3] > GRID - 3:
         return None
-    relation = pick(rng, RELATIONS)
+    return _beside(rng, a, b, pick(rng, RELATIONS))
+
+
+def _beside(rng: random.Random, a: _Thing, b: _Thing, relation: str) -> Scene:
+    """a left of, right of, above or below b; both sides together are at most GRID - 3."""
     first, second = (a, b) if relation in ("left", "above") else (b, a)
     low = _between(rng, 1, GRID - 2 - first[3] - second[3])
     high = _between(rng, low + first[3] + 1, GRID - 1 - second[3])

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from ..contracts import Batch, Prompt
+from ..contracts import Batch, Prompt, Rng
 
-__all__ = ["Dataset", "Row", "Source", "as_images", "deal", "draws", "pick", "place", "stable_hash"]
+__all__ = ["Dataset", "Port", "Row", "Source", "as_images", "deal", "draws", "pick", "place", "stable_hash"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,12 @@ class Source(Protocol):
     def row(self, seed: int, position: int) -> Row: ...
 
     def describe(self) -> dict[str, Any]: ...
+
+
+class Port(Protocol):
+    """Fills a row's prompt further, by one draw's rng (of one row). Raises ValueError for a row that lacks what the port reads."""
+
+    def __call__(self, row: Row, rng: Rng) -> Prompt: ...
 
 
 def stable_hash(*parts: int | str) -> int:
@@ -109,11 +115,15 @@ def as_images(pictures: Sequence[Any]) -> torch.Tensor:
 class Dataset:
     """A mixture of sources. `sources` and `size` are as built; `len` is the number of different examples.
 
+    ports: (name, what fills the prompt of each row further), in order; see `triptych.data.ports`.
+
     With size 0 there are no pictures: every source gives its words alone.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], *, size: int) -> None:
-        self.sources, self.size = tuple(sources), size
+    def __init__(
+        self, sources: Sequence[Source], weights: Sequence[float], *, size: int, ports: Sequence[tuple[str, Port]] = ()
+    ) -> None:  # fmt: skip
+        self.sources, self.size, self.ports = tuple(sources), size, tuple(ports)
         for source in sources:
             if not source.count:
                 raise ValueError(f"data source {source.name!r} holds nothing in this split; {source.describe()}")
@@ -128,7 +138,10 @@ class Dataset:
     def row(self, seed: int, n: int) -> Row:
         """Sample number n."""
         which, position = deal(seed, n, self._cards)
-        return self.sources[which].row(stable_hash(seed, "source", which), position)
+        row = self.sources[which].row(stable_hash(seed, "source", which), position)
+        for name, port in self.ports:
+            row = row._replace(prompt=port(row, Rng.of_samples(stable_hash(seed, "port", name), [n])))
+        return row
 
     def batch(self, seed: int, step: int, batch_size: int) -> Batch:
         """Samples step * batch_size ... of this seed's order. Images float32 [B, 3, size, size] in [-1, 1], or None for texts alone."""

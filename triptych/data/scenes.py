@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..catalog import nearest
 from ..contracts import Prompt
 from .graph import BACKGROUNDS, CLASSES, COLORS, CUTOUTS, RELATIONS, SHAPES, Object, Scene, held_out_pairs, is_held_out, random_scene
 from .index import Row, draws, pick
@@ -27,6 +28,7 @@ __all__ = [
     "random_scene", "render", "two_object_prompts",
 ]  # fmt: skip
 
+FORMS = ("one", "number", "relation", "list")
 ENDLESS = 1_000_000_000  # the number of different examples an endless source admits to
 
 
@@ -169,26 +171,29 @@ class ScenesSource:
     """Pairs without end: the graph of row n is a pure function of (seed, n), and so is which of its captions is taken.
 
     cutouts: let emoji appear.  backgrounds: share of scenes on a pale colour, which the caption then names.  english: its share.
+    form: of all scenes: "one" thing, a "number" of equal ones, a "relation" of two, a "list"; "" = all of them, mixed.
     """
 
     name = "scenes"
 
     def __init__(
         self, *, size: int, split: str = "train", cutouts: bool = True, backgrounds: float = 0.0, english: float = 0.55,
-        font: str | None = None,
+        font: str | None = None, form: str = "",
     ) -> None:  # fmt: skip
         if not 0 <= backgrounds <= 1 or not 0 <= english <= 1:
             raise ValueError(f"scenes backgrounds {backgrounds} and english {english} are shares, in 0..1")
         if size and size < 16:
             raise ValueError(f"a scene of side {size} shows nothing; take 16 or more")
-        self.size, self.split, self.font = size, split, font
+        if form not in ("", *FORMS):
+            raise ValueError(f"scenes form {form!r}; {nearest(form, FORMS)}")
+        self.size, self.split, self.font, self.form = size, split, font, form
         self.backgrounds, self.english = backgrounds, english
         self.cutouts = _cutouts(font) if cutouts else ()
         self.count = ENDLESS
 
     def scene(self, seed: int, position: int) -> Scene:
         rng = draws(seed, "scene", self.split, position)
-        return random_scene(rng, self.split == "held_out", cutouts=self.cutouts, backgrounds=self.backgrounds)
+        return random_scene(rng, self.split == "held_out", cutouts=self.cutouts, backgrounds=self.backgrounds, form=self.form or None)
 
     def words(self, seed: int, position: int) -> str:
         return self._caption(self.scene(seed, position), seed, position)

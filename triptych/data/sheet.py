@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..contracts import Batch
 
-__all__ = ["contact_sheet", "font", "sheet"]
+__all__ = ["contact_sheet", "font", "sheet", "wrapped"]
 
 # Fonts that have Chinese; Pillow's own has none, and draws a box for each character instead.
 _FONTS = (
@@ -71,12 +71,12 @@ def sheet(
             canvas.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), how), (x + k * (side + 2), y))
             draw.rectangle((x + k * (side + 2) - 1, y - 1, x + k * (side + 2) + side, y + side), outline=(208, 208, 208))
         y += (side if many else 0) + _GAP // 2
-        for k, text in enumerate(_wrapped(caption, letters, wide, lines)):
+        for k, text in enumerate(wrapped(caption, letters, wide, lines)):
             draw.text((x, y + k * _LINE), text, fill="black", font=letters)
     return canvas
 
 
-def _wrapped(text: str, letters: Any, width: int, most: int) -> list[str]:
+def wrapped(text: str, letters: Any, width: int, most: int) -> list[str]:
     """At most so many lines; words are kept whole where there are spaces, Chinese breaks anywhere."""
     lines, rest = [], text
     while rest and len(lines) < most:
