@@ -62,7 +62,13 @@ SAID = [
     "a red circle", "三个绿色的三角形", "", "a blue square left of a large yellow star above a ring", "火箭", "two hearts", "红色的圆形",
     "star",
 ]  # fmt: skip
-PROMPTS = [Prompt(text=text, label=i) for i, text in enumerate(SAID)]
+PROMPTS = [  # of everything something: each panel hears what it reads
+    Prompt(
+        text=text, label=i, boxes_N5=torch.tensor([[i, 0.5, 0.5, 0.1 + 0.1 * i, 0.5]]),
+        image_CHW=torch.linspace(-1, 1, 48).roll(i).view(3, 4, 4),
+    )
+    for i, text in enumerate(SAID)
+]  # fmt: skip
 
 
 # --- panels -------------------------------------------------------------------------------------------------------------
@@ -120,14 +126,16 @@ def model(*, seed: int = 0, process_config: Any = None, **wanted: str) -> TextTo
     found = joined(**wanted)
     text_encoder = awake(build("text_encoders", found.text_encoder, seed=seed)).eval()
     decoder = awake(build("decoders", found.decoder, seed=seed), seed).eval()
-    network = awake(build("generators", found.generator, seed=seed, latent=decoder.latent, condition=text_encoder.gives), seed).eval()
     process = build("processes", found.process, config=process_config)
+    said = {"config": speaks(found.generator, process), "latent": decoder.latent, "condition": text_encoder.gives}
+    network = awake(build("generators", found.generator, seed=seed, **said), seed).eval()
     return TextToImage(text_encoder, Generator(network, process), decoder, name="tiny", sampling=few(process))  # type: ignore[arg-type]
 
 
 def few(process: Process) -> dict[str, Any]:
-    """Few steps, where a process has steps."""
-    return {"steps": 6} if any(f.name == "steps" for f in dataclasses.fields(process.Sampling)) else {}
+    """Few steps, where a process has steps, and guidance, so that the null is heard."""
+    known = {f.name for f in dataclasses.fields(process.Sampling)}
+    return {name: value for name, value in {"steps": 6, "repeats": 1, "guidance": 3.0}.items() if name in known}
 
 
 def choices(settings: type) -> Iterator[dict[str, Any]]:
@@ -171,13 +179,33 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def drawings() -> list[Drawing]:
-    found = []
+    """Every pair; and with the first generator of each process every single choice that its Config and its Sampling allow."""
+    found: list[Drawing] = []
     for process, generator in pairs():
         module = catalog.find("processes", process)
+        if any(one.process == process for one in found):
+            found.append(Drawing(process, generator))
+            continue
         sampling = catalog.family("processes", process).Sampling  # type: ignore[attr-defined]
-        found += [Drawing(process, generator, config) for config in choices(module.Config)]
+        found += [Drawing(process, generator, config) for config in choices(module.Config) if allowed(process, config)]
         found += [Drawing(process, generator, {}, how) for how in choices(sampling) if how]
     return found
+
+
+def allowed(process: str, config: dict[str, Any]) -> bool:
+    """Some choices only go with others."""
+    try:
+        catalog.configure("processes", process, "tiny", config)
+    except ValueError:
+        return False
+    return True
+
+
+def speaks(generator: str, process: Any) -> Any:
+    """The generator's tiny Config, with channels for the variance where the process wants it to be said."""
+    config = catalog.find("generators", generator).SIZES["tiny"]
+    learnt = getattr(process.config, "variance", "") == "learned_range"
+    return dataclasses.replace(config, learn_sigma=True) if learnt else config
 
 
 # --- trainings ----------------------------------------------------------------------------------------------------------
@@ -200,8 +228,9 @@ class Training:
         if self.kind == "generators" and self.task in names("processes"):
             found = joined(generator=self.name, process=self.task)
             text_encoder, decoder = build("text_encoders", found.text_encoder), build("decoders", found.decoder).eval()
-            panel = build("generators", self.name, latent=decoder.latent, condition=text_encoder.gives)
             process = build("processes", self.task, config=catalog.configure("processes", self.task, "tiny", self.config))
+            said = {"config": speaks(self.name, process), "latent": decoder.latent, "condition": text_encoder.gives}
+            panel = build("generators", self.name, **said)
             neighbours = {"text_encoder": text_encoder, "decoder": decoder, "process": process}
             return GeneratorTask(panel, neighbours=neighbours, dropout=0.0, train_text_encoder=True)
         alone = self.kind in ("decoders", "text_encoders")
@@ -211,13 +240,23 @@ class Training:
         return catalog.find(self.kind, self.name).TASKS[self.task](panel, neighbours=neighbours, **self.options)
 
 
+def beside(text_encoder: str) -> Task:
+    """What trains a text encoder that has no task of its own: a generator that hears it."""
+    found = joined(text_encoder=text_encoder, process="rectified_flow", generator="unet")
+    panel, decoder = build("text_encoders", text_encoder), build("decoders", found.decoder).eval()
+    network = build("generators", found.generator, latent=decoder.latent, condition=panel.gives)
+    neighbours = {"text_encoder": panel, "decoder": decoder, "process": build("processes", found.process)}
+    return GeneratorTask(network, neighbours=neighbours, dropout=0.0, train_text_encoder=True)
+
+
 def trainings() -> list[Training]:
     found = []
     for kind, name in families(*PANELS):
         for task in getattr(catalog.find(kind, name), "TASKS", {}):
             found += [Training(kind, name, task, options) for options in OPTIONS.get((name, task), ({},))]
     for process, generator in pairs():
-        configs = choices(catalog.find("processes", process).Config)
+        seen = any(one.task == process for one in found)
+        configs = [{}] if seen else [config for config in choices(catalog.find("processes", process).Config) if allowed(process, config)]
         found += [Training("generators", generator, process, config=config) for config in configs]
     return found
 
