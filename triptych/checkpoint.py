@@ -1,8 +1,11 @@
 """Models on disk: a folder of panels, each `config.json` + `model.safetensors` + `card.json` (+ files such as a tokenizer).
 
     my-model/
-      triptych.json                  name, defaults of sampling
+      triptych.json                  name, defaults of sampling, [panels that stand in an embedded model]
       text_encoder/  generator/  decoder/  [guide/]
+
+Where several embedded models share a frozen panel it is stored once: `"panels": {"decoder": "sd"}` says that this model's decoder is
+the one of the embedded model sd. A name alone leads there, never a path, and only one step far: `panel_folder`.
 
 Weights are safetensors and the rest is JSON: nothing in a folder can name code, and nothing is written halfway. A card holds
 the panel's own fingerprint (checked when it is loaded) and those of the neighbours it was trained with (checked when panels
@@ -29,13 +32,18 @@ from . import catalog
 from .contracts import LatentSpace
 
 __all__ = [
-    "PLACES", "embedded", "export_model", "load_config", "load_model_file", "load_panel", "load_process", "load_tensors", "locate",
-    "panel_fingerprint", "save_panel", "write_atomically",
+    "PLACES", "embedded", "export_model", "has_panel", "load_config", "load_model_file", "load_panel", "load_process", "load_tensors",
+    "locate", "panel_fingerprint", "panel_folder", "place_of", "save_panel", "write_atomically",
 ]  # fmt: skip
 
-PLACES = {"text_encoder": "text_encoders", "generator": "generators", "decoder": "decoders", "vision": "vision"}
+PLACES = {"text_encoder": "text_encoders", "generator": "generators", "decoder": "decoders", "vision": "vision", "guide": "vision"}
 WEIGHTS = Path(__file__).parent / "weights"
 _LARGEST_JSON = 16 * 2**20
+
+
+def place_of(kind: str) -> str:
+    """Where a panel of this kind stands that was trained for itself."""
+    return next(place for place, one in PLACES.items() if one == kind)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -111,15 +119,22 @@ def _swap_in(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def export_model(folder: Path, *, name: str, sampling: Mapping[str, Any], panels: Mapping[str, Path], **more: Any) -> None:
-    """Complete a model's folder: panels that stand elsewhere are copied in, and `triptych.json` is written last."""
+def export_model(
+    folder: Path, *, name: str, sampling: Mapping[str, Any], panels: Mapping[str, Path], shared: Mapping[str, str] | None = None,
+    **more: Any,
+) -> None:  # fmt: skip
+    """Complete a model's folder: panels that stand elsewhere are copied in, and `triptych.json` is written last.
+
+    shared: place -> the embedded model whose panel stands there instead of an own one.
+    """
     folder = Path(folder)
     for place, source in panels.items():
         if Path(source).resolve() != (folder / place).resolve():
             temporary = folder / f".{place}.tmp-{uuid.uuid4().hex[:8]}"
             shutil.copytree(source, temporary)
             _swap_in(temporary, folder / place)
-    write_atomically(folder / "triptych.json", _json({"format": 1, "name": name, "sampling": dict(sampling), **more}))
+    named = {"panels": dict(shared)} if shared else {}
+    write_atomically(folder / "triptych.json", _json({"format": 1, "name": name, "sampling": dict(sampling), **named, **more}))
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -142,7 +157,7 @@ def _fingerprint(files: Mapping[str, bytes]) -> str:
 
 def embedded() -> list[str]:
     """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in WEIGHTS.glob("*/triptych.json"))
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/triptych.json") if not path.parent.name.startswith("."))
 
 
 def locate(model: str | Path) -> Path:
@@ -155,12 +170,44 @@ def locate(model: str | Path) -> Path:
     raise ValueError(f"no model {str(model)!r}: neither a folder nor embedded; {catalog.nearest(str(model), embedded())}")
 
 
+def panel_folder(model: str | Path, place: str) -> Path:
+    """Where a model's panel is: below its own folder, or below the embedded model's that its `triptych.json` names for this place.
+
+    The folder may not be there: see `has_panel`. Raises ValueError, naming file and value, for a name that is no embedded model's, a
+    model that does not hold the panel itself, and a place that has both a name and a folder.
+    """
+    folder = locate(model)
+    own, name = folder / place, load_model_file(model).get("panels", {}).get(place)
+    if name is None:
+        return own
+    said = f"{folder / 'triptych.json'}: panels.{place} = {name!r}"
+    if own.exists():
+        raise ValueError(f"{said}, but {own} is there as well; take one of them away")
+    if not (there := WEIGHTS / name / place).is_dir():
+        raise ValueError(f"{said}, but the embedded {name} has no {place} of its own; name the model that holds it")
+    return there
+
+
+def has_panel(model: str | Path, place: str) -> bool:
+    """Whether a model has a panel of this place, its own or a shared one. Raises as `panel_folder` does."""
+    return panel_folder(model, place).is_dir()
+
+
 def load_model_file(model: str | Path) -> dict[str, Any]:
-    """`triptych.json` of a model, {} where the folder holds single panels only."""
+    """`triptych.json` of a model, {} where the folder holds single panels only. Raises ValueError for what is wrong in it."""
     path = locate(model) / "triptych.json"
     described = _read_json(path) if path.exists() else {}
     if not isinstance(described.get("sampling", {}), dict):
         raise ValueError(f"{path}: 'sampling' is no object of settings")
+    shared = described.get("panels", {})
+    if not isinstance(shared, dict):
+        raise ValueError(f"{path}: 'panels' is no object of places and embedded models' names")
+    for place, name in shared.items():
+        if place not in PLACES:
+            raise ValueError(f"{path}: panels.{place} is no place; {catalog.nearest(place, list(PLACES))}")
+        if not isinstance(name, str) or name not in embedded():
+            why = "only an embedded model's panel can be shared, by its name"
+            raise ValueError(f"{path}: panels.{place} = {name!r}: {why}; {catalog.nearest(str(name), embedded())}")
     return described
 
 
@@ -182,7 +229,7 @@ def load_config(model: str | Path, place: str) -> tuple[str, Any, dict[str, Any]
     """(family, its Config, the whole config.json) of one panel of a model."""
     if place not in PLACES:
         raise ValueError(f"no panel {place!r}; there are: {', '.join(PLACES)}")
-    folder = locate(model) / place
+    folder = panel_folder(model, place)
     described = _read_json(folder / "config.json")
     family, fields = described.get("family"), described.get("config")
     if not isinstance(family, str) or not isinstance(fields, dict):
@@ -205,7 +252,7 @@ def _blaming(path: Path) -> Iterator[None]:
 
 def panel_fingerprint(model: str | Path, place: str) -> str:
     """The fingerprint of a panel as its files are now (not as its card says)."""
-    folder = locate(model) / place
+    folder = panel_folder(model, place)
     names = [p for p in folder.iterdir() if p.is_file() and p.name != "card.json" and not p.name.startswith(".")]
     return _fingerprint({path.name: path.read_bytes() for path in names})
 
@@ -215,7 +262,7 @@ def load_tensors(model: str | Path, place: str) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = locate(model) / place
+    folder = panel_folder(model, place)
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"{path} is missing")
@@ -235,12 +282,11 @@ def load_panel(model: str | Path, place: str, **neighbours: Any) -> Any:
     A generator needs `latent` and `condition`; where they are not given, its own model's neighbours decide them.
     Raises ValueError for unknown families, wrong shapes, missing or surplus tensors, naming the file and the tensor.
     """
-    folder = locate(model) / place
     family, config, _ = load_config(model, place)
-    tensors = load_tensors(model, place)
+    folder, tensors = panel_folder(model, place), load_tensors(model, place)
     if place == "generator" and not neighbours:
         neighbours = {"latent": load_panel(model, "decoder").latent, "condition": load_panel(model, "text_encoder").gives}
-    if place == "vision" and not neighbours and (folder.parent / "text_encoder").is_dir():
+    if place == "vision" and not neighbours and has_panel(model, "text_encoder"):
         neighbours = {"condition": load_panel(model, "text_encoder").gives}
     if place == "text_encoder":
         names = {"config.json", "model.safetensors", "card.json"}
@@ -271,7 +317,7 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> 
 def load_process(model: str | Path) -> Any:
     """The process that a model's generator was trained with."""
     described = load_config(model, "generator")[2].get("process")
-    path = locate(model) / "generator" / "config.json"
+    path = panel_folder(model, "generator") / "config.json"
     if not isinstance(described, dict) or not isinstance(described.get("family"), str) or not isinstance(described.get("config"), dict):
         raise ValueError(f"{path} names no process with its config")
     with _blaming(path):

@@ -254,17 +254,17 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 def is_eyes(model: str | Path) -> bool:
     """A vision system and no generator; or a folder that transformers saved."""
-    folder = checkpoint.locate(model)
-    return not (folder / "generator").is_dir() and ((folder / "vision").is_dir() or (folder / "config.json").is_file())
+    folder, draws, sees = checkpoint.locate(model), *(checkpoint.has_panel(model, place) for place in ("generator", "vision"))
+    return not draws and (sees or (folder / "config.json").is_file())
 
 
 def load_eyes(model: str | Path, *, device: str = "cpu") -> Eyes:
     """Eyes by an embedded name or a folder, ours or transformers'. Raises ValueError for what is wrong or missing in it."""
     folder = checkpoint.locate(model)
-    if not (folder / "vision").is_dir():
+    if not checkpoint.has_panel(model, "vision"):
         return _foreign(folder).to(device)
     described = checkpoint.load_model_file(model)
-    text_encoder = checkpoint.load_panel(model, "text_encoder") if (folder / "text_encoder").is_dir() else None
+    text_encoder = checkpoint.load_panel(model, "text_encoder") if checkpoint.has_panel(model, "text_encoder") else None
     vision = checkpoint.load_panel(model, "vision", **({"condition": text_encoder.gives} if text_encoder is not None else {}))
     heard, given = vision.card.get("neighbours", {}).get("text_encoder"), getattr(text_encoder, "card", {}).get("fingerprint")
     if heard and given and heard != given:

@@ -58,12 +58,16 @@ class TextToImage:
     """
 
     def __init__(
-        self, text_encoder: TextEncoder, generator: Generator, decoder: Decoder, *, name: str = "", sampling: dict[str, Any] | None = None
-    ) -> None:
+        self, text_encoder: TextEncoder, generator: Generator, decoder: Decoder, *, name: str = "", sampling: dict[str, Any] | None = None,
+        size: tuple[int, int] | None = None, guide: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.text_encoder, self.generator, self.decoder = text_encoder, generator, decoder
         self.name, self.sampling = name, dict(sampling or {})
+        self.guide = dict(guide or {})  # what pulls when nothing else is said: {"eyes": a model's name, or none: its own critic; "scale"}
+        self.size = size or (decoder.image_size, decoder.image_size)  # (H, W) of pictures for which no other is asked
         self._check_joints()
         self._autocast = False
+        self._eyes: Eyes | None = None  # those that `guide` names, loaded when they are first needed
 
     # -- joining ---------------------------------------------------------------------------------------------------------
 
@@ -92,7 +96,7 @@ class TextToImage:
 
     def to(self, device: str | torch.device, precision: str = "float32") -> TextToImage:
         """Move all panels; "bf16" computes in bfloat16 (autocast), weights stay float32. Returns self."""
-        for panel in (self.text_encoder, self.generator.network, self.decoder):
+        for panel in (self.text_encoder, self.generator.network, self.generator.guide, self.decoder):
             if isinstance(panel, nn.Module):
                 panel.to(device)
         if precision not in ("float32", "bf16"):
@@ -118,7 +122,7 @@ class TextToImage:
         decoder: Mapping[str, Any] | None = None,
         exact: bool = False,
         guide: Eyes | None = None,
-        guide_scale: float = 0.0,
+        guide_scale: float | None = None,
         on_step: Callable[[int, int, Preview], None] | None = None,
         batch_size: int = 16,
         **sampling: Any,
@@ -128,18 +132,18 @@ class TextToImage:
         seeds: one a picture (default 0, 1, 2...): a picture depends on its own seed, never on the batch around it, to at
         most 2/255 on 99.9 % of pixels; with `exact`, where every picture is drawn alone, to the last bit.
         noise: unit-normal start [B, *latent shape] instead of the seeds'; it fixes the size.
-        negative: what the unconditional branch hears.  size: (H, W) asked of the decoder.
+        negative: what the unconditional branch hears.  size: (H, W) of the pictures, instead of the model's own.
         decoder: settings of the decoder's own Sampling, where it has any (a cascade's or unCLIP's steps).
         guide: eyes that hear words, and pull at every step towards what they take for the words, with the force guide_scale, in units
-        of their own logit; 0 = off.
+        of their own logit; 0 = off. Without eyes the model's own guide pulls, where it has one (a classifier of noised pictures).
         sampling: steps, guidance, sampler...: the fields of `model.generator.process.Sampling`.
         on_step(done, total, preview): after each evaluation; `preview()` decodes what stands there now.
         Raises ValueError for unknown settings, eyes that cannot guide, or counts of prompts, seeds, noise, negatives that do not meet.
         """
         said = [Prompt.of(p) for p in ([prompts] if isinstance(prompts, (str, int, Prompt)) else prompts)]
         how = self.settings(**sampling)
-        decode_how = self._decoder_settings(size, decoder or {})
-        self._check_guide(guide, guide_scale)
+        shape, decode_how = self._shape(size, noise), self._decoder_settings(size, decoder or {})
+        pull = self._pull(guide, guide_scale)
         seeds = list(range(len(said))) if seeds is None else list(seeds)
         against = _as_many(negative, len(said))
         if against and "negative" not in self.generator.process.abilities:
@@ -153,7 +157,7 @@ class TextToImage:
             rows = slice(first, first + chunk)
             rng = Rng.of_seeds(seeds[rows])
             started = None if noise is None else noise[rows]
-            z, cond = self._latents(said[rows], against and against[rows], how, started, rng, on_step, decode_how, guide, guide_scale)
+            z, cond = self._latents(said[rows], against and against[rows], how, shape, started, rng, on_step, decode_how, pull)
             images += self._decode(z, cond, decode_how, rng)
         return images
 
@@ -161,7 +165,9 @@ class TextToImage:
         """What panel 2 draws, before panel 3: standardised latents [B, ...]."""
         said = [Prompt.of(p) for p in prompts]
         rng = Rng.of_seeds(list(range(len(said))) if seeds is None else list(seeds))
-        return self._latents(said, None, self.settings(**sampling), None, rng, None, None)[0]
+        return self._latents(said, None, self.settings(**sampling), self._shape(None, None), None, rng, None, None, self._pull(None, None))[
+            0
+        ]
 
     def settings(self, **sampling: Any) -> Any:
         """The process's Sampling: this model's defaults, then what is asked. Raises ValueError for a setting it does not have."""
@@ -169,27 +175,42 @@ class TextToImage:
         asked = {k: v for k, v in sampling.items() if v is not None}
         return self.generator.process.Sampling(**{**self.sampling, **asked})
 
+    def _shape(self, size: tuple[int, int] | None, noise: Tensor | None) -> tuple[int, ...]:
+        """Of the latents to be drawn, of one row: given noise's own; else what becomes pictures of this size, height and width.
+
+        A decoder with a `factor`, latents' side to picture's, takes any multiple of it; another one has one size of latents.
+        Raises ValueError for a size that cannot be.
+        """
+        latent, factor = self.decoder.latent, getattr(self.decoder, "factor", 0)
+        if noise is not None and not hasattr(self.generator.network, "noise_shape"):
+            return tuple(noise.shape[1:])
+        if not factor:
+            return latent.shape
+        height, width = size or self.size
+        if height % factor or width % factor or min(height, width) < factor:
+            raise ValueError(f"{type(self.decoder).__name__} draws multiples of {factor}, not {width}x{height}; choose such a size")
+        return (latent.shape[0], height // factor, width // factor)
+
     def _decoder_settings(self, size: tuple[int, int] | None, asked: Mapping[str, Any]) -> Any:
         panel, fields = self.decoder, {f.name for f in dataclasses.fields(self.decoder.Sampling)}
         _known_settings(panel, asked)
-        if size is None:
+        if size is None or hasattr(panel, "factor"):
             return panel.Sampling(**asked)
         if size[0] != size[1] or "size" not in fields:
             raise ValueError(f"{type(panel).__name__} draws {panel.image_size}x{panel.image_size}, not {size[1]}x{size[0]}")
         return panel.Sampling(**{**asked, "size": size[0]})
 
     def _latents(
-        self, prompts: Sequence[Prompt], negative: Sequence[str] | None, how: Any, noise: Tensor | None, rng: Rng,
-        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any, guide: Eyes | None = None, guide_scale: float = 0.0,
+        self, prompts: Sequence[Prompt], negative: Sequence[str] | None, how: Any, shape: tuple[int, ...], noise: Tensor | None, rng: Rng,
+        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any, pull: tuple[Eyes | nn.Module, float] | None,
     ) -> tuple[Tensor, Condition]:  # fmt: skip
         network, process = self.generator.network, self.generator.process
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             cond = self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng)
             null = self.text_encoder.encode([Prompt.of(n) for n in negative]) if negative else self.text_encoder.null(prompts)
-            shape = self.decoder.latent.shape if noise is None or hasattr(network, "noise_shape") else tuple(noise.shape[1:])
             start = Start(shape=shape, noise=None if noise is None else noise.float())
-            if guide is not None and guide_scale:
-                network = CriticGuidance(network, self._guide(guide, guide_scale, prompts, cond, decode_how, rng))
+            if pull is not None:
+                network = CriticGuidance(network, self._guide(*pull, prompts, cond, decode_how, rng))
 
             def report(state: State, _: Process) -> None:
                 total = int(state.total_B.max())
@@ -199,23 +220,38 @@ class TextToImage:
             z = sample(process, network, cond.to(self.device), null.to(self.device), how, start, rng, on_step=report)
         return z, cond
 
-    def _check_guide(self, guide: Eyes | None, scale: float) -> None:
+    def _pull(self, eyes: Eyes | None, scale: float | None) -> tuple[Eyes | nn.Module, float] | None:
+        """Who guides, and how strongly; None where nobody does. Raises ValueError for eyes or a process that cannot, and a wrong scale."""
+        own = eyes is None
+        scale = float(self.guide.get("scale", 0.0)) if own and scale is None else scale or 0.0
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"guide_scale = {scale!r}: must be 0 (off) or more")
-        if guide is None:
-            if scale:
-                raise ValueError(f"guide_scale = {scale!r} and no guide; give eyes that hear words, a CLIP")
-            return
-        if guide.text_encoder is None or getattr(guide.vision, "role", "") != "critic":
-            raise ValueError(f"{guide.name} ({type(guide.vision).__name__}) hears no words and cannot guide; take a CLIP")
+        if own and "eyes" in self.guide and scale:
+            if self._eyes is None:
+                self._eyes = load_eyes(self.guide["eyes"], device=self.device.type)
+            eyes = self._eyes
+        guide = eyes or self.generator.guide
+        if guide is None and scale:
+            raise ValueError(f"guide_scale = {scale!r} and no guide; give eyes that hear words, a CLIP")
+        if eyes is not None and (eyes.text_encoder is None or getattr(eyes.vision, "role", "") != "critic"):
+            raise ValueError(f"{eyes.name} ({type(eyes.vision).__name__}) hears no words and cannot guide; take a CLIP")
         process = self.generator.process
-        if process.drives != "denoiser" or not all(hasattr(process, name) for name in ("schedule", "time")):
+        if eyes is not None and (process.drives != "denoiser" or not all(hasattr(process, name) for name in ("schedule", "time"))):
             raise ValueError(f"{type(process).__name__} has no x0 to ask eyes about at each step; a guide needs a denoiser's process")
+        return (guide, scale) if guide is not None and scale else None
 
-    def _guide(self, eyes: Eyes, scale: float, prompts: Sequence[Prompt], cond: Condition, how: Any, rng: Rng) -> Guide:
-        """What the eyes say of a belief in x0, in units of their own logit."""
+    def _guide(
+        self, critic: Eyes | nn.Module, scale: float, prompts: Sequence[Prompt], cond: Condition, how: Any, rng: Rng
+    ) -> Guide:  # fmt: skip
+        """What eyes say of a belief in x0, in units of their own logit; or what the model's own critic says of x_t."""
         process: Any = self.generator.process
-        vision: Any = eyes.vision
+        target = getattr(process, "says", None) or process.config.target
+        if target not in ("x0", "eps", "v"):
+            raise ValueError(f"a guide moves x0, eps or v, and this {type(process).__name__} says {target!r}: draw without a guide")
+        known = {"schedule": process.schedule, "target": target, "time": process.time}
+        if isinstance(critic, nn.Module):
+            return Guide(critic=critic, heard=cond, scale=scale, noisy=True, **known)  # type: ignore[arg-type]
+        eyes, vision = critic, critic.vision
         assert eyes.text_encoder is not None
 
         def see(x0: Tensor) -> Tensor:
@@ -224,10 +260,7 @@ class TextToImage:
             return eyes.preprocess(latent.restore(x0) if small else self.decoder.decode(x0, cond, how, rng.child("decoder")))
 
         heard = eyes.text_encoder.encode(prompts).to(eyes.device)
-        return Guide(
-            critic=vision, heard=heard, scale=scale * float(vision.scale()), see=see,
-            schedule=process.schedule, target=process.config.target, time=process.time,
-        )  # fmt: skip
+        return Guide(critic=vision, heard=heard, scale=scale * float(vision.scale()), see=see, **known)  # type: ignore[arg-type, operator]
 
     def _preview(self, state: State, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
         guess = self.generator.process.preview(state)
@@ -244,7 +277,9 @@ class TextToImage:
         folder, process = Path(folder), self.generator.process
         cards: dict[str, dict[str, Any]] = {}
         panels = {"text_encoder": self.text_encoder, "decoder": self.decoder, "generator": self.generator.network}
-        for place, panel in panels.items():  # the generator last: its card names the others
+        if self.generator.guide is not None:
+            panels["guide"] = self.generator.guide  # type: ignore[assignment]
+        for place, panel in panels.items():  # the generator behind those that its card names
             card = dict(getattr(panel, "card", {}))
             extra: dict[str, Any] = {}
             if place == "generator":
@@ -255,7 +290,10 @@ class TextToImage:
             family = catalog.name_of(kind, panel)
             written = checkpoint.save_panel(folder / place, panel, kind=kind, name=family, config=panel.config, card=card, **extra)
             cards[place] = {"fingerprint": written}
-        checkpoint.export_model(folder, name=name or self.name, sampling=self.sampling, panels={})
+        side = (self.decoder.image_size, self.decoder.image_size)
+        more: dict[str, Any] = {} if self.size == side else {"size": list(self.size)}
+        more |= {"guide": self.guide} if self.guide else {}
+        checkpoint.export_model(folder, name=name or self.name, sampling=self.sampling, panels={}, **more)
 
 
 def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> Any:
@@ -274,11 +312,36 @@ def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "
     decoder = checkpoint.load_panel(model, "decoder")
     network = checkpoint.load_panel(model, "generator", latent=decoder.latent, condition=text_encoder.gives)
     described = checkpoint.load_model_file(model)
-    generator = Generator(network, checkpoint.load_process(model))
+    critic = checkpoint.load_panel(model, "guide") if checkpoint.has_panel(model, "guide") else None
+    generator = Generator(network, checkpoint.load_process(model), critic)
     name = described.get("name") or checkpoint.locate(model).name
-    joined = TextToImage(text_encoder, generator, decoder, name=name, sampling=described.get("sampling")).to(device, precision)
+    joined = TextToImage(
+        text_encoder, generator, decoder, name=name, sampling=described.get("sampling"), size=_size_of(described),
+        guide=_guide_of(described),
+    ).to(device, precision)  # fmt: skip
     pack(network)
     return joined
+
+
+def _size_of(described: Mapping[str, Any]) -> tuple[int, int] | None:
+    """A model's own size, where its file says one. Raises ValueError for something else than two positive whole numbers."""
+    size = described.get("size")
+    if size is None:
+        return None
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and 0 < n <= 2**14 for n in size)):
+        raise ValueError(f"triptych.json: size = {size!r} is no height and width")
+    return (size[0], size[1])
+
+
+def _guide_of(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's file says of its guide. Raises ValueError for something else than a scale and an embedded model's name."""
+    guide = described.get("guide", {})
+    if not isinstance(guide, dict) or not isinstance(guide.get("scale", 0.0), int | float):
+        raise ValueError(f"triptych.json: guide = {guide!r} says no scale")
+    if "eyes" in guide and guide["eyes"] not in checkpoint.embedded():
+        there = catalog.nearest(str(guide["eyes"]), checkpoint.embedded())
+        raise ValueError(f"triptych.json: guide.eyes = {guide['eyes']!r}: only embedded eyes can be named; {there}")
+    return guide
 
 
 def to_pil(images_BCHW: Tensor) -> list[Image.Image]:

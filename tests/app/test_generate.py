@@ -174,7 +174,7 @@ def test_wrong_settings_draw_nothing(run: Callable, model: Path) -> None:
     for more, said in (
         (["--steps", "0"], "1..1000"),
         (["--sampler", "no"], "euler"),
-        (["--size", "9x9"], "8x8"),
+        (["--size", "9x9"], "multiples of 4"),
         (["--precision", "fp8"], "bf16"),
         (["--device", "tpu"], "cpu"),
     ):

@@ -83,6 +83,12 @@ def generate(
         help="Eyes that hear words, a CLIP: at every step the picture is pulled to where they see more of the words in it.")] = None,
     guide_scale: Annotated[float | None, typer.Option("--guide-scale", metavar="S",
         help="How strongly --guide pulls, in units of its logit; 0 = off.  [default: 10]")] = None,
+    label: Annotated[str | None, typer.Option("--label", metavar="N|NAME", help="The class, of a model that draws classes.")] = None,
+    boxes: Annotated[str | None, typer.Option("--boxes", metavar="BOXES|FILE.json",
+        help='Of a model that draws layouts: "circle 0.1,0.2,0.4,0.5; heart ...", left,top,right,bottom as shares of the picture.')] = None,
+    image: Annotated[str | None, typer.Option("--image", metavar="PICTURE",
+        help="What the model draws from: a small picture, a map in its colours, or a picture to be repaired.")] = None,
+    mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Of a picture to be repaired: white is drawn anew.")] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, where the decoder offers a choice.")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE",
         help="One prompt a line, '#' comments; inside a line --n negative --w --h --s steps --d seed --l guidance.")] = None,
@@ -107,24 +113,30 @@ def generate(
     triptych generate --prompts prompts.txt --model runs/own/model
     triptych generate --from cat.png                  the same pixels again
     triptych generate "a red apple" --strip 4         watch it growing clear
+
+    A model that needs more than words makes it from the words where it is not given, and says so.
     """
     from .generate import Request, run
 
     run(Request(
         prompts=prompt or (), model=model, n=n, seed=seed, steps=steps, guidance=guidance, sampler=sampler, negative=negative, size=size,
         prompts_file=prompts, old=old, strip=strip, out=output, device=device, precision=precision, exact=exact, metadata=not no_metadata,
-        guide=guide, guide_scale=guide_scale,
+        guide=guide, guide_scale=guide_scale, label=label, boxes=boxes, image=image, mask=mask,
     ), as_json)  # fmt: skip
 
 
 @app.command(context_settings=_TRAIN_SPELLINGS)
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A shipped recipe (`triptych list`) or your own as YAML.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE|FILE.yaml",
+        help="A shipped recipe (`triptych list`) or your own as YAML.")] = None,
+    group: Annotated[str | None, typer.Option("--all", metavar="GROUP",
+        help="Train every recipe of a group, one after the other, into --out/NAME; run again, the same command goes on.")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="SPEC",
         help='Train on this instead: a folder, or "emoji:3,scenes:1".')] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C",
         help="Change a field of the recipe; may be repeated.")] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder.  [default: runs/RECIPE-DATE]")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR",
+        help="The run's folder; with --all that of all runs.  [default: runs/RECIPE-DATE; runs/GROUP]")] = None,
     resume: Annotated[bool, typer.Option("--resume",
         help="Go on from the newest whole checkpoint of --out, or of the recipe's newest run.")] = False,
     init: Annotated[str | None, typer.Option("--init", metavar="MODEL",
@@ -141,7 +153,17 @@ def train(
     triptych train emoji --set steps=2000 --set batch=32 --dry-run
     triptych train emoji --out runs/mine --resume
     triptych show recipes/emoji > mine.yaml && triptych train mine.yaml
+    triptych train --all emoji --dry-run                        every recipe of a group: the plan, and its minutes
     """
+    if group is not None:
+        if recipe is not None or resume or init is not None:
+            said = f"RECIPE {recipe}" if recipe is not None else "--resume" if resume else "--init"
+            raise ValueError(f"--all {group} trains every recipe of the group and goes on by itself: leave {said} out")
+        from .train_all import run as run_all
+
+        return run_all(group, data=data, settings=settings or [], out=out, dry_run=dry_run, as_json=as_json)
+    if recipe is None:
+        raise ValueError("nothing to train: give a RECIPE, as in `triptych train tiny`, a FILE.yaml, or --all GROUP")
     from .train import run
 
     run(recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, dry_run=dry_run, as_json=as_json)
@@ -167,9 +189,11 @@ def show(
     trace: Annotated[bool, typer.Option("--trace", help="Draw one picture and print the shapes, stage by stage.")] = False,
     rebuild: Annotated[str | None, typer.Option("--rebuild", metavar="PICTURE",
         help="Of an MAE: hide most of a picture and draw what it imagines there.")] = None,
+    forward: Annotated[str | None, typer.Option("--forward", metavar="PICTURE",
+        help="Of a process: a picture turning into noise, in ten frames from t = 0 to t = 1.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE|DIR",
-        help="Where --rebuild draws; nothing is overwritten.  [default: PICTURE-rebuilt.png, beside it]")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which patches --rebuild hides.")] = 0,
+        help="Where --rebuild or --forward draws; nothing is overwritten.  [default: beside it, PICTURE-rebuilt.png]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which patches --rebuild hides, which noise --forward adds.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Of --rebuild: auto, cpu, cuda or mps.")] = "auto",
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -183,15 +207,20 @@ def show(
     triptych show recipes/emoji > my.yaml    its recipe, ready for `triptych train my.yaml`
     triptych show dit                        the paper, and what each size weighs
     triptych show my-mae --rebuild cat.png   masked, rebuilt, original
+    triptych show rectified_flow --forward cat.png
     """
+    if sum((trace, rebuild is not None, forward is not None)) > 1:
+        raise ValueError("--trace follows a prompt, --rebuild and --forward a picture; ask for one of them")
+    if forward is not None:
+        from .forward import draw as draw_forward
+
+        return draw_forward(name, forward, output=output, seed=seed, as_json=as_json)
     if rebuild is not None:
         from .look import rebuild as draw
 
-        if trace:
-            raise ValueError("--trace follows a prompt and --rebuild a picture; ask for one of them")
         return draw(name, rebuild, output=output, seed=seed, device=device, as_json=as_json)
     if output is not None:
-        raise ValueError("-o says where --rebuild PICTURE draws; nothing else of `triptych show` writes a file")
+        raise ValueError("-o says where --rebuild or --forward PICTURE draws; nothing else of `triptych show` writes a file")
     from .show import run
 
     run(name, trace=trace, as_json=as_json)

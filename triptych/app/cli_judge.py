@@ -85,6 +85,7 @@ def judge(
 def compare(
     words: Annotated[list[str] | None, typer.Argument(metavar="WORDS...", help="What to draw.")] = None,
     models: Annotated[list[str] | None, typer.Option("--model", "-m", metavar="NAME|PATH", help="A model; may be repeated.")] = None,
+    listed: Annotated[str | None, typer.Option("--models", metavar="A,B,C", help="The same, several at once.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All embedded models that draw.")] = False,
     n: Annotated[int, typer.Option("-n", "--num-images", help="Pictures of each prompt.", min=1, max=64)] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Of the first picture.")] = 0,
@@ -98,11 +99,18 @@ def compare(
 
     \b
     triptych compare "a red apple" "火箭" --model emoji --model runs/own/model
+    triptych compare "a red apple" --models emoji,runs/a/model,runs/b/model
     triptych compare "a red apple" --all -n 4
+
+    A model that needs more than words (a class, boxes, a map, a small picture, a mask) gets it made from the words, which is said
+    under its picture.
     """
     from .compare import run
 
-    run(words or (), models or (), every, n, seed, steps, guidance, output, device, as_json)
+    chosen = [*(models or ()), *_list(listed)]
+    if every and chosen:
+        raise ValueError(f"--all means every embedded model; leave it out to compare {', '.join(chosen)} alone")
+    run(words or (), chosen, every, n, seed, steps, guidance, output, device, as_json)
 
 
 def _list(text: str | None) -> list[str]:

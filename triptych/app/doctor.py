@@ -121,11 +121,11 @@ def _weights() -> Check:
 
     names, damaged, size = checkpoint.embedded(), [], 0
     for name in names:
-        folder = checkpoint.locate(name)
-        for place in (p for p in checkpoint.PLACES if (folder / p).is_dir()):
-            size += (folder / place / "model.safetensors").stat().st_size
+        size += sum(path.stat().st_size for path in checkpoint.locate(name).rglob("*.safetensors"))  # a shared panel counts once
+        for place in checkpoint.PLACES:
             try:
-                checkpoint.load_tensors(name, place)
+                if checkpoint.has_panel(name, place):
+                    checkpoint.load_tensors(name, place)
             except ValueError:
                 damaged.append(f"{name}/{place}")
     if damaged:

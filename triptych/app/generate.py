@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from . import pictures, say
+from .ask import Given, asked
 from .errors import Failure, blame
 from .jobs import Job, Target, from_record, numbered, parse_file, parse_size, strip_of
 from .models import load_model, open_eyes
@@ -17,6 +18,7 @@ from .models import load_model, open_eyes
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..contracts import Prompt
     from ..eyes import Eyes
     from ..pipeline import TextToImage
 
@@ -51,13 +53,18 @@ class Request:
     metadata: bool = True
     guide: str | None = None
     guide_scale: float | None = None
+    label: str | None = None
+    boxes: str | None = None
+    image: str | None = None
+    mask: str | None = None
 
 
 def run(request: Request, as_json: bool = False) -> None:
     """Draw and write. Raises Failure or ValueError; pictures written before an error stay."""
     begun = time.perf_counter()
     record = _old_record(request.old) if request.old else None
-    jobs = _jobs(request, record)
+    given = _given(request, record)
+    jobs = _jobs(request, record, given)
     jobs, drawn = numbered(jobs, request.n, request.seed)
     target = Target(request.out, len(jobs), strip=request.strip is not None)
     exact = request.exact or bool(record and record.get("exact"))
@@ -67,6 +74,7 @@ def run(request: Request, as_json: bool = False) -> None:
     if drawn is not None:
         say.note(f"seed {drawn} (random)")
     done: list[dict[str, Any]] = []
+    lines: set[str] = set()  # what was made from the words, told once
     with warnings.catch_warnings(record=True) as heard, say.bar("drawing", quiet=as_json) as bar:
         warnings.simplefilter("always", UserWarning)
         for group in _groups(_fitted(model, jobs), exact):
@@ -75,9 +83,13 @@ def run(request: Request, as_json: bool = False) -> None:
             def told(fraction: float, start: int = len(done), many: int = len(group), count: str = count) -> None:
                 bar.update((start + fraction * many) / len(jobs), f"picture {count} of {len(jobs)}")
 
-            images, frames, rows = _draw(model, group, exact, request.strip, guide, told)
+            prompts, made = asked(model, [job.prompt for _, job in group], [job.seed or 0 for _, job in group], given)
+            for line in sorted({f"{job.prompt!r}: {line}" for (_, job), line in zip(group, made, strict=True) if line} - lines):
+                say.note(line)
+                lines.add(line)
+            images, frames, rows = _draw(model, group, prompts, exact, request.strip, guide, told)
             for (index, job), image, growing, row in zip(group, images, frames, rows, strict=True):
-                how = {"exact": exact, "precision": precision, "batch": row, "guide": guide}
+                how = {"exact": exact, "precision": precision, "batch": row, "guide": guide, "given": given}
                 kept = record_of(model, job, image.size, **how) if request.metadata else None
                 path = target.put(index, job, lambda path, image=image, kept=kept: pictures.write(image, path, kept))
                 done.append({"path": str(path), "prompt": job.prompt, "seed": job.seed, "size": list(image.size)})
@@ -89,7 +101,8 @@ def run(request: Request, as_json: bool = False) -> None:
         say.note(f"note: {line}")
     value = {
         "pictures": done, "model": model.name, "panels": model.fingerprints, "seed": drawn if drawn is not None else request.seed,
-        "warnings": said, "seconds": round(time.perf_counter() - begun, 3), **_guided(guide),
+        "warnings": said, "seconds": round(time.perf_counter() - begun, 3), **_guided(guide, model),
+        **({"made": sorted(lines)} if lines else {}),
     }  # fmt: skip
     say.result(value, "\n".join(path for d in done for path in (d["path"], d.get("strip")) if path), as_json)
 
@@ -107,15 +120,26 @@ def _old_record(path: str) -> dict[str, Any]:
     raise Failure("bad_data", f"{path} holds no record of Triptych (perhaps --no-metadata, or it was saved again elsewhere){hint}")
 
 
-def _jobs(request: Request, record: dict[str, Any] | None) -> list[Job]:
+def _given(request: Request, record: dict[str, Any] | None) -> Given:
+    """What stands beside the words: of the command line, then of the old picture."""
+    given = Given.of(label=request.label, boxes=request.boxes, image=request.image, mask=request.mask)
+    if record is None or not record.get("given"):
+        return given
+    with blame("bad_data"):
+        return given.completed(record["given"], request.old or "")
+
+
+def _jobs(request: Request, record: dict[str, Any] | None, given: Given) -> list[Job]:
     """The jobs in order; what the command line says goes for all, what a line of a file says goes before it."""
     if not 1 <= request.n <= 10_000:
         raise ValueError(f"-n {request.n} is out of range: 1 to 10000 pictures of each prompt")
     if request.strip is not None and request.strip < 1:
         raise ValueError(f"--strip {request.strip}: show every K-th step, K of 1 or more")
-    given = [Job(prompt=prompt) for prompt in request.prompts]
+    wanted = [Job(prompt=prompt) for prompt in request.prompts]
     if request.prompts_file:
-        given += parse_file(request.prompts_file)
+        wanted += parse_file(request.prompts_file)
+    if not wanted and given.fields and record is None:
+        wanted = [Job(prompt="")]  # a class, a layout or a picture says enough
     common = Job(
         prompt="", negative=request.negative, steps=request.steps, guidance=request.guidance, sampler=request.sampler,
         size=parse_size(request.size) if request.size else None,
@@ -124,17 +148,17 @@ def _jobs(request: Request, record: dict[str, Any] | None) -> list[Job]:
         old = from_record(record)
         if request.seed is not None or request.n > 1:
             old = replace(old, batch=None, seed=old.seed if request.seed is None else None)
-        given = [replace(old, prompt=job.prompt, seed=old.seed if job.seed is None else job.seed) for job in given] or [old]
-        given = [replace(job, **_said(common)) for job in given]  # here the command line changes the old
+        wanted = [replace(old, prompt=job.prompt, seed=old.seed if job.seed is None else job.seed) for job in wanted] or [old]
+        wanted = [replace(job, **_said(common)) for job in wanted]  # here the command line changes the old
     else:
-        given = [replace(job, **{k: v for k, v in _said(common).items() if getattr(job, k) is None}) for job in given]
-    if not given:
+        wanted = [replace(job, **{k: v for k, v in _said(common).items() if getattr(job, k) is None}) for job in wanted]
+    if not wanted:
         raise ValueError('nothing to draw: give a prompt, as in triptych generate "a red apple", or --prompts FILE, or --from OLD.png')
-    for job in given:
+    for job in wanted:
         for text in (job.prompt, job.negative or ""):
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise ValueError(f"prompt {text[:40]!a} is not valid Unicode; type it again in a UTF-8 terminal")
-    return given
+    return wanted
 
 
 def _said(job: Job) -> dict[str, Any]:
@@ -146,12 +170,12 @@ def _fitted(model: TextToImage, jobs: list[Job]) -> list[Job]:
 
     Raises ValueError for settings that it does not have, before anything is drawn.
     """
-    side = getattr(model.decoder, "image_size", 0)
+    height, width = model.size
 
     def whole(job: Job) -> Job:
         _settings(model, job)
-        size = None if job.size is None else (job.size[0] or side, job.size[1] or side)
-        return replace(job, size=None if size == (side, side) else size)
+        size = None if job.size is None else (job.size[0] or width, job.size[1] or height)
+        return replace(job, size=None if size == (width, height) else size)
 
     return [whole(job) for job in jobs]
 
@@ -204,13 +228,14 @@ def _model(request: Request, record: dict[str, Any] | None, precision: str) -> T
     return model
 
 
-def _guide(request: Request, record: dict[str, Any] | None, model: TextToImage) -> tuple[Eyes, float] | None:
-    """The eyes that guide and their scale: of the command line, else of the old picture; None = nobody guides."""
+Guiding = tuple["Eyes | None", float]  # who guides (None: what the model brings itself), and how strongly
+
+
+def _guide(request: Request, record: dict[str, Any] | None, model: TextToImage) -> Guiding | None:
+    """The eyes that guide and their scale: of the command line, else of the old picture, else the model's own; None = nobody guides."""
     old: dict[str, Any] = (record or {}).get("guide") or {}
-    if not old and request.guide is None:
-        if request.guide_scale is not None:
-            raise ValueError(f"--guide-scale {request.guide_scale:g} says how strongly eyes pull; say which: --guide NAME|PATH")
-        return None
+    if request.guide is None and not old.get("name"):
+        return _own_guide(request, old, model)
     scale = old.get("scale", GUIDE_SCALE) if request.guide_scale is None else request.guide_scale
     if request.guide is None and scale == 0:
         return None
@@ -220,17 +245,37 @@ def _guide(request: Request, record: dict[str, Any] | None, model: TextToImage) 
     if request.guide is None and name not in embedded():
         raise Failure("bad_checkpoint", f"{guided}, which are not embedded; give their folder: --guide DIR")
     guide = open_eyes(name, model.device.type), scale
-    here = _guided(guide).get("guide")
+    here = _guided(guide, model).get("guide")
     if old and here and _spelled(here) != _spelled(old):
         raise Failure("bad_checkpoint", f"{guided}, and {here['name']!r} is another ({_spelled(here)}); give --guide DIR that holds them")
     return guide
 
 
-def _guided(guide: tuple[Eyes, float] | None) -> dict[str, Any]:
-    """What a record says of it; nothing where nobody guides."""
-    if guide is None or guide[1] == 0:
+def _own_guide(request: Request, old: dict[str, Any], model: TextToImage) -> Guiding | None:
+    """What the model brings itself, eyes or a critic of its own, as strongly as is said, else as it was or is its way."""
+    if model.generator.guide is None and not model.guide:
+        if request.guide_scale is not None:
+            raise ValueError(f"--guide-scale {request.guide_scale:g} says how strongly eyes pull; say which: --guide NAME|PATH")
+        return None
+    scale = old.get("scale", model.guide.get("scale", 0.0)) if request.guide_scale is None else request.guide_scale
+    guide = None, float(scale)
+    here = _guided(guide, model)["guide"]
+    if old and _spelled(here) != _spelled(old):
+        said = f"{request.old} was guided by its model's own {_spelled(old)}, and {model.name!r} has {_spelled(here)}"
+        raise Failure("bad_checkpoint", f"{said}; give the model's folder: --model DIR")
+    return guide
+
+
+def _guided(guide: Guiding | None, model: TextToImage) -> dict[str, Any]:
+    """What a record says of it; nothing where nobody guides. A model's own guide has no name, and is told where it is off too."""
+    if guide is None:
         return {}
     eyes, scale = guide
+    if eyes is None:
+        own = getattr(model.generator.guide, "card", {}).get("fingerprint", "")
+        return {"guide": {"name": "", "fingerprint": own, "text_encoder": "", "scale": scale}}
+    if scale == 0:
+        return {}
     words = getattr(eyes.text_encoder, "card", {}).get("fingerprint", "")
     return {"guide": {"name": eyes.name, "fingerprint": eyes.fingerprint, "text_encoder": words, "scale": scale}}
 
@@ -249,13 +294,19 @@ def _warn_of_other_machine(record: dict[str, Any], model: TextToImage) -> None:
 
 
 def _draw(
-    model: TextToImage, group: list[tuple[int, Job]], exact: bool, strip: int | None, guide: tuple[Eyes, float] | None, told: Any
+    model: TextToImage,
+    group: list[tuple[int, Job]],
+    prompts: list[Prompt],
+    exact: bool,
+    strip: int | None,
+    guide: Guiding | None,
+    told: Any,
 ) -> tuple[list[Image.Image], list[list[Image.Image]], list[tuple[int, int]]]:
     """(pictures, for each the frames of its strip, for each its place in the batch)."""
     jobs, first = [job for _, job in group], group[0][1]
     rows = [(i, len(jobs)) for i in range(len(jobs))]
     if first.batch is not None and not exact and 0 <= first.batch[0] < first.batch[1] <= BATCH:
-        jobs, rows = [first] * first.batch[1], [first.batch]
+        jobs, rows, prompts = [first] * first.batch[1], [first.batch], prompts[:1] * first.batch[1]
     growing: list[list[Image.Image]] = []
 
     def on_step(done: int, total: int, preview: Any) -> None:
@@ -264,9 +315,9 @@ def _draw(
             growing.append(preview())
 
     against = [job.negative or "" for job in jobs] if first.negative else None
-    eyes, scale = guide or (None, 0.0)
+    eyes, scale = guide or (None, None)
     images = model.generate(
-        [job.prompt for job in jobs], seeds=[job.seed or 0 for job in jobs], negative=against,
+        prompts, seeds=[job.seed or 0 for job in jobs], negative=against,
         exact=exact, on_step=on_step, guide=eyes, guide_scale=scale,
         size=None if first.size is None else (first.size[1] or 0, first.size[0] or 0), batch_size=BATCH, **first.sampling(),
     )  # fmt: skip
@@ -276,9 +327,12 @@ def _draw(
 
 def record_of(
     model: TextToImage, job: Job, size: tuple[int, int], *, exact: bool = False, precision: str = "float32",
-    batch: tuple[int, int] = (0, 1), guide: tuple[Eyes, float] | None = None,
+    batch: tuple[int, int] = (0, 1), guide: Guiding | None = None, given: Given | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The record of one picture: everything that decides its pixels. size: (width, height).  batch: (row, rows).  guide: (eyes, scale)."""
+    """The record of one picture: everything that decides its pixels. size: (width, height).  batch: (row, rows).  guide: (eyes, scale).
+
+    given: what stood beside the words.
+    """
     import torch
 
     asked = asdict(_settings(model, job))
@@ -290,7 +344,7 @@ def record_of(
         "size": list(size),
         "model": model.name, "model_hash": panels.get("generator", "")[:10], "panels": panels, "exact": exact, "batch": list(batch),
         "precision": precision, "device": model.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
-        **_guided(guide),
+        **_guided(guide, model), **({"given": given.record()} if given and given.fields else {}),
     }  # fmt: skip
 
 

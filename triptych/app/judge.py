@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import say
+from . import ask, say
 from .errors import blame
 from .generate import DEFAULT_MODEL
 from .models import load_model, open_eyes, pick_device
@@ -198,7 +198,8 @@ def _about(model: TextToImage, name: str, how: Mapping[str, Any]) -> dict[str, A
 
 
 def drawing(model: TextToImage, how: Mapping[str, Any]) -> Callable[[Sequence[Any], Sequence[int]], list[Image.Image]]:
-    return lambda prompts, seeds: model.generate(prompts, seeds=seeds, **how)
+    """(prompts, seeds) -> pictures; what a model needs beside words is made, as `ask.asked` says."""
+    return lambda prompts, seeds: model.generate(ask.asked(model, prompts, seeds)[0], seeds=seeds, **how)
 
 
 def _shown(asked: Asked) -> list[int]:

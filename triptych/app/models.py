@@ -44,8 +44,11 @@ def open_eyes(name: str, device: str = "auto") -> Eyes:
     from .. import checkpoint
     from ..eyes import EYES, load_eyes
 
-    folder, device = checkpoint.locate(name), pick_device(device)
-    if (folder / "generator").is_dir() and not (folder / "vision").is_dir():
+    checkpoint.locate(name)
+    device = pick_device(device)
+    with blame("bad_checkpoint", f"model {name}"):
+        draws, sees = (checkpoint.has_panel(name, place) for place in ("generator", "vision"))
+    if draws and not sees:
         raise ValueError(f"{name} draws pictures and has no eyes to look at them; give --model eyes, such as {EYES}")
     with blame("bad_checkpoint", f"model {name}"):
         return load_eyes(name, device=device)

@@ -47,6 +47,7 @@ _REQUIRED: dict[str, type] = {"schema": int, "prompt": str, "seed": int, "size":
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "negative": str, "steps": int, "guidance": (int, float), "sampler": str, "model": str, "model_hash": str, "panels": dict,
     "noise": int, "exact": bool, "precision": str, "device": str, "torch": str, "settings": dict, "batch": list, "guide": dict,
+    "given": dict,
 }  # fmt: skip
 _GUIDE: dict[str, type | tuple[type, ...]] = {"name": str, "fingerprint": str, "text_encoder": str, "scale": (int, float)}
 

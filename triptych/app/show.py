@@ -30,8 +30,9 @@ def run_list(as_json: bool) -> None:
         "data": list(data.SOURCES),
     }
     lines: list[str] = []
-    for kind, named in {**{k: value[k] for k in ("models", "recipes")}, **value["families"]}.items():
-        lines += [kind.replace("_", " "), *(f"  {name:<22} {line}".rstrip() for name, line in named.items() or [("none", "")]), ""]
+    grouped = {f"recipes: {group}": {name: value["recipes"][name] for name in names} for group, names in recipes.groups().items()}
+    for kind, named in {"models": value["models"], **grouped, **value["families"]}.items():
+        lines += [kind.replace("_", " "), *(f"  {name:<22} {_short(line)}".rstrip() for name, line in named.items() or [("none", "")]), ""]
     lines += ["samplers", *(f"  {process:<22} {', '.join(names)}" for process, names in value["samplers"].items()), ""]
     lines += ["data", f"  {', '.join(value['data'])}"]
     say.result(value, "\n".join(lines), as_json)
@@ -60,8 +61,17 @@ def _samplers() -> dict[str, list[str]]:
 
 
 def _model_line(name: str) -> str:
-    panels = [place for place in checkpoint.PLACES if (checkpoint.locate(name) / place).is_dir()]
-    return ", ".join(f"{place.replace('_', ' ')} {checkpoint.load_config(name, place)[0]}" for place in panels)
+    """Each panel's family, the generator's with its process."""
+    said = []
+    for place in (place for place in checkpoint.PLACES if checkpoint.has_panel(name, place)):
+        family, _, whole = checkpoint.load_config(name, place)
+        process = f" by {whole['process']['family']}" if place == "generator" and "process" in whole else ""
+        said.append(f"{place.replace('_', ' ')} {family}{process}")
+    return ", ".join(said)
+
+
+def _short(line: str, width: int = 116) -> str:
+    return line if len(line) <= width else line[: width - 1].rstrip(" ,;:") + "…"
 
 
 def _first(text: str) -> str:
@@ -107,13 +117,14 @@ def _show_model(name: str, as_json: bool) -> None:
         folder = checkpoint.locate(name)
         described = checkpoint.load_model_file(name)
         panels: dict[str, Any] = {}
-        for place in (p for p in checkpoint.PLACES if (folder / p).is_dir()):
+        for place in (p for p in checkpoint.PLACES if checkpoint.has_panel(name, p)):
             family, config, whole = checkpoint.load_config(name, place)
-            tensors = checkpoint.load_tensors(name, place)
+            tensors, stands = checkpoint.load_tensors(name, place), checkpoint.panel_folder(name, place)
             panels[place] = {
-                "family": family, "parameters": sum(t.numel() for t in tensors.values()),
-                "bytes": (folder / place / "model.safetensors").stat().st_size, "config": dataclasses.asdict(config),
-                **({"process": whole["process"]} if "process" in whole else {}), "card": _card(folder / place),
+                "family": family, **({"of": described["panels"][place]} if place in described.get("panels", {}) else {}),
+                "parameters": sum(t.numel() for t in tensors.values()),
+                "bytes": (stands / "model.safetensors").stat().st_size, "config": dataclasses.asdict(config),
+                **({"process": whole["process"]} if "process" in whole else {}), "card": _card(stands),
             }  # fmt: skip
     if not panels:
         raise Failure("bad_checkpoint", f"{folder} holds no panel; a model has {', '.join(checkpoint.PLACES)}, each in its folder")
@@ -122,7 +133,8 @@ def _show_model(name: str, as_json: bool) -> None:
     total, size = sum(p["parameters"] for p in panels.values()), sum(p["bytes"] for p in panels.values())
     lines = [f"{value['name']}: {total:,} parameters, {size / 1e6:.1f} MB, in {folder}", _yaml({"sampling": value["sampling"]})]
     for place, panel in panels.items():
-        lines += ["", f"{place}: {panel['family']}, {panel['parameters']:,} parameters, {panel['bytes'] / 1e6:.1f} MB"]
+        whose = f", that of {panel['of']}" if "of" in panel else ""
+        lines += ["", f"{place}: {panel['family']}, {panel['parameters']:,} parameters, {panel['bytes'] / 1e6:.1f} MB{whose}"]
         lines += ["  " + line for line in _yaml({k: panel[k] for k in ("config", "process", "card") if k in panel}).splitlines()]
     say.result(value, "\n".join(lines), as_json)
 
@@ -149,7 +161,8 @@ def _show_family(kind: str, name: str, as_json: bool) -> None:
     counted = {size: _parameters(kind, name, config) for size, config in module.SIZES.items()}
     sizes = {size: {"parameters": counted[size], "config": dataclasses.asdict(config)} for size, config in module.SIZES.items()}
     about, tasks = inspect.cleandoc(module.__doc__ or ""), sorted(getattr(module, "TASKS", {}))
-    value = {"kind": kind, "name": name, "about": about, "sizes": sizes, "tasks": tasks}
+    settings = _settings(module)
+    value = {"kind": kind, "name": name, "about": about, "sizes": sizes, "tasks": tasks, **({"sampling": settings} if settings else {})}
     lines = [f"{kind}/{name}", "", about, "", "sizes"]
     for size, told in sizes.items():
         weight = "" if told["parameters"] is None else f"{told['parameters']:>15,} parameters"
@@ -158,7 +171,22 @@ def _show_family(kind: str, name: str, as_json: bool) -> None:
     if any(counted.values()) and kind in ("generators", "vision"):
         lines += ["", "  counted for 4 x 32 x 32 latents and words of width 384"]
     lines += ["", "tasks", f"  {', '.join(tasks)}"] if tasks else []
+    if settings:
+        lines += ["", "settings of drawing", *(f"  {k:<14}{one['default']!s:<14}{one['help']}".rstrip() for k, one in settings.items())]
     say.result(value, "\n".join(lines), as_json)
+
+
+def _settings(module: Any) -> dict[str, dict[str, Any]]:
+    """A process's, or a decoder's, settings of drawing: default, range or choices, and the line of help that each has."""
+    sampling: Any = getattr(module, "Sampling", None)
+    found: dict[str, dict[str, Any]] = {}
+    for one in dataclasses.fields(sampling) if dataclasses.is_dataclass(sampling) else ():
+        choices, spans = get_args(get_type_hints(sampling)[one.name]), one.metadata.get("range")
+        named = [choice for choice in choices if isinstance(choice, str)]
+        within = f" ({spans[0]:g}..{spans[1]:g})" if spans else f" ({', '.join(named)})" if named else ""
+        default = one.default if one.default is not dataclasses.MISSING else ""
+        found[one.name] = {"default": default, "help": f"{one.metadata.get('help', '')}{within}".strip(), "range": spans, "choices": named}
+    return found
 
 
 def _parameters(kind: str, name: str, config: Any) -> int | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import recipe as recipes_of
 from .. import recipes
@@ -15,16 +16,23 @@ from . import say
 from .data import open_split, sources_of
 from .errors import blame
 
-__all__ = ["find_recipe", "run"]
+if TYPE_CHECKING:
+    from ..training import Result
+
+__all__ = ["changed", "find_recipe", "run", "train_one"]
 
 
 def find_recipe(name: str, data: str | None = None, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe to train: --data takes the place of its sources, then --set changes single fields.
+    """The recipe to train, shipped or of a file, as `changed` says.
 
     Raises ValueError for a recipe, a file, a field or a source that is not there, with the nearest right name.
     """
     is_file = name.endswith((".yaml", ".yml")) or Path(name).is_file()
-    found = recipes_of.from_yaml(name) if is_file else recipes.get(name.removeprefix("recipes/"))
+    return changed(recipes_of.from_yaml(name) if is_file else recipes.get(name.removeprefix("recipes/")), data, settings)
+
+
+def changed(found: Recipe, data: str | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """--data takes the place of its sources, then --set changes single fields. Raises ValueError for those that are not there."""
     if data is not None:
         found = dataclasses.replace(found, data=dataclasses.replace(found.data, sources=sources_of(data)))
     return recipes_of.override(found, settings) if settings else found
@@ -35,7 +43,18 @@ def run(
 ) -> None:
     """Train, and leave with 130 or 143 where a signal ended the run (saved)."""
     recipe = find_recipe(name, data, settings)
-    folder = _folder(recipe.name, out, resume)
+    result = train_one(recipe, _folder(recipe.name, out, resume), resume=resume, init=init, dry_run=dry_run, quiet=as_json)
+    model = str(result.model) if result.model else None
+    value = {"recipe": recipe.name, **dataclasses.asdict(result), "out": str(result.out), "model": model}
+    say.result(value, model or "", as_json)
+    if result.model and (result.model / "triptych.json").exists():
+        say.note(f'draw with it: triptych generate "..." --model {result.model}')
+    if result.exit_code:
+        sys.exit(result.exit_code)
+
+
+def train_one(recipe: Recipe, folder: Path, *, resume: bool, init: str | None = None, dry_run: bool = False, quiet: bool = False) -> Result:
+    """A recipe to the trainer, once its models and data are found to be in order. quiet: no bar, only what matters."""
     _check_models(recipe, init)
     from ..training import Report, train
 
@@ -45,15 +64,8 @@ def run(
         say.note("note: too few examples to hold some out; there is no held-out loss")
     if not dry_run:
         say.note(f"run folder {folder}")
-    report = Report(quiet=as_json)
-    result = train(recipe, out=folder, data=train_set, held_out=held_out, resume=resume, init=init, dry_run=dry_run, report=report)
-    model = str(result.model) if result.model else None
-    value = {"recipe": recipe.name, **dataclasses.asdict(result), "out": str(result.out), "model": model}
-    say.result(value, model or "", as_json)
-    if result.model and (result.model / "triptych.json").exists():
-        say.note(f'draw with it: triptych generate "..." --model {result.model}')
-    if result.exit_code:
-        sys.exit(result.exit_code)
+    report = Report(quiet=quiet)
+    return train(recipe, out=folder, data=train_set, held_out=held_out, resume=resume, init=init, dry_run=dry_run, report=report)
 
 
 def _folder(name: str, out: str | None, resume: bool) -> Path:
@@ -72,8 +84,8 @@ def _check_models(recipe: Recipe, init: str | None) -> None:
     """The models that the recipe stands on are here and whole: found out before data is touched."""
     from .. import checkpoint
 
-    places = {kind: place for place, kind in checkpoint.PLACES.items()}
-    wanted = [(place, one.model) for place, one in recipe.neighbours.items()] + [(places[recipe.panel], init or recipe.init)]
+    own = checkpoint.place_of(recipe.panel)
+    wanted = [(place, one.model) for place, one in recipe.neighbours.items() if place != "guide"] + [(own, init or recipe.init)]
     for place, model in wanted:
         if model is None:
             continue

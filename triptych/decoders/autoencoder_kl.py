@@ -47,6 +47,7 @@ class Config:
 
 SIZES = {
     "tiny": Config(width=8, multipliers=(1, 2), num_res_blocks=1, z_channels=2, norm_groups=4, image_size=16),
+    "small": Config(width=16, multipliers=(1, 2, 3), num_res_blocks=1, norm_groups=8, image_size=64),
     "emoji": Config(width=16, multipliers=(1, 2, 3, 3), num_res_blocks=1, z_channels=8, norm_groups=8, image_size=64),
     "sd": Config(image_size=512, std=(1 / 0.18215,)),
     "flux": Config(z_channels=16, quant_convs=False, image_size=1024, mean=(0.1159,), std=(1 / 0.3611,)),
@@ -188,11 +189,12 @@ class AutoencoderKL(nn.Module):
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """The posterior's mean, standardised. A larger picture is averaged down until its shorter side is `image_size`.
 
-        Raises ValueError for a smaller picture: its latents would not have the shape of `latent`.
+        A smaller one stays as it is: nothing here depends on the size. Raises ValueError where f does not divide its sides.
         """
         height, width = image_BCHW.shape[-2:]
-        scale = self.image_size / min(height, width)
-        height, width = (max(self.image_size, round(side * scale / self.factor) * self.factor) for side in (height, width))
+        if min(height, width) >= self.image_size:
+            scale = self.image_size / min(height, width)
+            height, width = (max(self.image_size, round(side * scale / self.factor) * self.factor) for side in (height, width))
         mean, _ = self.posterior(average_down(image_BCHW, (height, width)))
         return (mean - _column(self.latent_mean)) / _column(self.latent_std)
 

@@ -42,12 +42,13 @@ class Identity(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.image_size = config.size
+        self.image_size, self.factor = config.size, 1
         self.latent: LatentSpace = pixel_space(config.size, 3, config.mean, config.std)
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
-        """Picture in [-1, 1] of at least `size` (ValueError if smaller), averaged down, to z."""
-        return self.latent.standardise(average_down(image_BCHW, self.config.size))
+        """Picture in [-1, 1], averaged down to `size` where it is larger, to z."""
+        small = min(image_BCHW.shape[-2:]) < self.config.size
+        return self.latent.standardise(image_BCHW if small else average_down(image_BCHW, self.config.size))
 
     def decode(
         self, z: Tensor, cond: Condition | None = None, how: Any = None, rng: Rng | None = None,

@@ -9,15 +9,32 @@ from collections.abc import Callable
 from ..catalog import nearest
 from ..recipe import Recipe
 
-__all__ = ["describe", "get", "names"]
+__all__ = ["describe", "get", "group", "groups", "names"]
+
+
+def _modules() -> dict[str, dict[str, Callable[[], Recipe]]]:
+    found: dict[str, dict[str, Callable[[], Recipe]]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        loaded = importlib.import_module(f"{__name__}.{module.name}")
+        found[module.name] = {name.replace("_", "-"): getattr(loaded, name) for name in loaded.__all__}
+    return found
 
 
 def _functions() -> dict[str, Callable[[], Recipe]]:
-    found: dict[str, Callable[[], Recipe]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        loaded = importlib.import_module(f"{__name__}.{module.name}")
-        found |= {name.replace("_", "-"): getattr(loaded, name) for name in loaded.__all__}
-    return found
+    return {name: function for functions in _modules().values() for name, function in functions.items()}
+
+
+def groups() -> dict[str, list[str]]:
+    """Each file of recipes, as `triptych train --all` names it, and its recipes in the order of its `__all__`."""
+    return {module: list(functions) for module, functions in _modules().items()}
+
+
+def group(name: str) -> list[Recipe]:
+    """The recipes of one file, in its order. Raises ValueError with the nearest right name."""
+    modules = _modules()
+    if name not in modules:
+        raise ValueError(f"no group of recipes {name!r}; {nearest(name, sorted(modules))}")
+    return [function() for function in modules[name].values()]
 
 
 def names() -> list[str]:

@@ -1,7 +1,7 @@
 """The eyes that come with the package: what judges look through.
 
-    triptych train eyes-clip                  # pictures and words of two languages
-    triptych train eyes-detr                  # what there is in a scene, where, of which colour
+triptych train eyes-clip                  # pictures and words of two languages
+triptych train eyes-detr                  # what there is in a scene, where, of which colour
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ from .tasks import GeneratorTask
 
 __all__ = ["build_task", "export"]
 
-_PLACE = {kind: place for place, kind in checkpoint.PLACES.items()}
-
 
 def build_task(recipe: Recipe, *, init: str | Path | None = None) -> Task:
     """The recipe's panel between its neighbours, ready to train; its weights are a pure function of the recipe.
@@ -29,7 +27,7 @@ def build_task(recipe: Recipe, *, init: str | Path | None = None) -> Task:
     init = init or recipe.init
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        neighbours = {place: _neighbour(place, one) for place, one in recipe.neighbours.items()}
+        neighbours = {place: _neighbour(place, one) for place, one in recipe.neighbours.items() if place != "guide"}  # it only draws
         decided = _decided(recipe.panel, neighbours)
         panel = _panel(recipe, decided, init)
         if recipe.panel == "generators" and not recipe.task:
@@ -85,7 +83,7 @@ def _decided(kind: str, neighbours: Mapping[str, Any]) -> dict[str, Any]:
 def _panel(recipe: Recipe, decided: dict[str, Any], init: str | Path | None) -> nn.Module:
     if init is None:
         return _family(recipe.panel, recipe.family, **decided)
-    place = _PLACE[recipe.panel]
+    place = checkpoint.place_of(recipe.panel)
     given = checkpoint.load_panel(init, place, **decided)
     assets = given.assets() if hasattr(given, "assets") else None
     panel = _family(recipe.panel, recipe.family, **decided, **({"assets": assets} if assets else {}))
@@ -108,7 +106,7 @@ def export(task: Task, recipe: Recipe, folder: Path, card: Mapping[str, Any]) ->
             continue
         source = recipe.neighbours.get(place)
         if place not in made and source is not None and source.model is not None:
-            copied[place] = checkpoint.locate(source.model) / place
+            copied[place] = checkpoint.panel_folder(source.model, place)
             prints[place] = checkpoint.panel_fingerprint(source.model, place)
             continue
         said: dict[str, Any] = {**card, "neighbours": dict(prints)} if place in made else {"recipe": None, "note": "built new, not trained"}
@@ -121,7 +119,21 @@ def export(task: Task, recipe: Recipe, folder: Path, card: Mapping[str, Any]) ->
             folder / place, panel, kind=kind, name=catalog.name_of(kind, panel), config=panel.config, card=said, **extra
         )
     if "generator" in made:
-        checkpoint.export_model(folder, name=recipe.name, sampling=recipe.sampling, panels=copied)
+        smaller = isinstance(task, GeneratorTask) and hasattr(task.decoder, "factor") and 0 < recipe.data.size < task.decoder.image_size
+        more: dict[str, Any] = {"size": [recipe.data.size] * 2} if smaller else {}  # what was learnt is what is drawn
+        if recipe.guide is not None:
+            more["guide"] = {"scale": recipe.guide.scale, **({"eyes": recipe.guide.eyes} if recipe.guide.eyes else {})}
+        if "guide" in recipe.neighbours:
+            copied["guide"] = _guide_folder(recipe.neighbours["guide"])
+        checkpoint.export_model(folder, name=recipe.name, sampling=recipe.sampling, panels=copied, **more)
+
+
+def _guide_folder(one: Neighbour) -> Path:
+    """A critic that was trained for itself stands as vision, in a model that it already guides as its guide."""
+    if one.model is None:
+        raise ValueError("neighbours.guide: a guide is trained before; name its model or folder")
+    place = "guide" if checkpoint.has_panel(one.model, "guide") else "vision"
+    return checkpoint.panel_folder(one.model, place)
 
 
 def _fields(process: Any) -> dict[str, Any]:

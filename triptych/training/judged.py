@@ -110,7 +110,8 @@ class Judged:
         task = self.task
         with run.looking():
             generator = Generator(task.network, task.process)
-            model = TextToImage(task.text_encoder, generator, task.decoder, sampling=self.recipe.sampling)
+            size = (self.recipe.data.size, self.recipe.data.size) if hasattr(task.decoder, "factor") else None
+            model = TextToImage(task.text_encoder, generator, task.decoder, sampling=self.recipe.sampling, size=size)
             seen = judging.look(
                 lambda prompts, seeds: model.generate(prompts, seeds=seeds), self.asked, self._fresh(), shown=range(SHOWN), curves=False
             )

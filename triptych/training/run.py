@@ -188,8 +188,10 @@ class Run:
                 metrics.write(self.step, "held_out", self.validation)
                 self.report.say(f"step {self.step}  held out: " + "  ".join(f"{k} {v:.4f}" for k, v in self.validation.items()))
             if preview:
-                prompts = [Prompt(text=text) for text in self.recipe.preview_prompts]
                 shown = self._examples[0] if self._examples else self.batch(0)
+                prompts = [Prompt(text=text) for text in self.recipe.preview_prompts]
+                if self.recipe.data.ports:  # words alone are not what these panels read: held-out rows say all of it
+                    prompts = list(shown.prompts[:8])
                 images = self.task.preview(prompts, _first(shown, 8))
                 if images is not None:
                     run_folder.save_strip(images, out / "previews" / f"step-{self.step:06d}.png")

@@ -92,7 +92,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, (dict, list)) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {k: v for key, one in items for k, v in _flat(one, f"{path}.{key}" if path else str(key)).items()}
-    return {path: value}
+    return {} if value in ([], {}) else {path: value}  # nothing said, and a field that was not there yet, are the same
 
 
 def facts(run: Run) -> dict[str, Any]:

@@ -106,8 +106,13 @@ class GeneratorTask:
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         cond = self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng).to(device)
         null = self.text_encoder.null(prompts).to(device)
-        start = Start(shape=self.decoder.latent.shape)
+        start = Start(shape=self._drawn(batch))
         return self.decoder.decode(sample(self.process, self.network, cond, null, self.how, start, rng), cond, rng=rng.child("decoder"))
+
+    def _drawn(self, batch: Batch) -> tuple[int, ...]:
+        """The shape of a row of latents: of pictures as large as those that are learnt from."""
+        images = batch.images_BCHW
+        return self.decoder.latent.shape if images is None else tuple(self.decoder.encode(images[:1]).shape[1:])
 
     # --- what the neighbours say ---------------------------------------------------------------------------------------
 
@@ -123,12 +128,17 @@ class GeneratorTask:
             return self.text_encoder.encode(batch.prompts[rows], encode_image=self.decoder.encode, rng=rng.rows(rows))
 
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
-            texts = () if self.trains_text or any(_says_more(p) for p in batch.prompts) else tuple(p.text for p in batch.prompts)
+            texts = () if self.trains_text or not self._by_text(batch.prompts) else tuple(p.text for p in batch.prompts)
             cond = self._texts.rows(texts, len(images), said, lambda parts: parts[0].cat(parts[1:]))
             null = self.text_encoder.null(batch.prompts)
         longest = self.text_encoder.gives.context_length
         cond, null = (_padded(c.to(z.device), longest) for c in (cond, null))
         return Latents(z=z, cond=cond, null=null)
+
+    def _by_text(self, prompts: Sequence[Prompt]) -> bool:
+        """Is a text the key to all that panel 1 says? Yes where it `reads` nothing else; a panel that does not say may read more."""
+        reads = getattr(self.text_encoder, "reads", None)
+        return reads <= {"text"} if reads is not None else not any(_says_more(p) for p in prompts)
 
 
 class _Kept:
