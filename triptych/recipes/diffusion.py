@@ -154,7 +154,7 @@ def _latent(name: str, **changes: Any) -> Recipe:
     """A U-Net with cross-attention on 8 x 8 x 4 latents, noised as Stable Diffusion's are."""
     shared: dict[str, Any] = {
         "neighbours": {**WORDS, **LATENTS}, "data": Data(sources=PAIRS, size=32), "dropout": 0.1, "preview_prompts": SAID,
-        "task_options": {"cache": 200_000}, "sampling": {"sampler": "ddim", "steps": 50, "guidance": 3.0},
+        "sampling": {"sampler": "ddim", "steps": 50, "guidance": 3.0},
     }  # fmt: skip
     return _system(name, Family(name="ddpm", size="sd"), size="scenes-latent", **{**shared, **changes})
 
@@ -167,7 +167,7 @@ def ldm() -> Recipe:
 def ldm_joint() -> Recipe:
     """Latent diffusion with panel 1 trained together with panel 2, as LDM did: a small BERT that nobody taught words before."""
     words = Family(name="bert", size="scenes", config={"vocab": 1024, "width": 64, "num_heads": 4, "depth": 2})
-    return _latent("ldm-joint", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS}, task_options={})
+    return _latent("ldm-joint", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS})
 
 
 def layout() -> Recipe:
@@ -180,7 +180,7 @@ def layout() -> Recipe:
         name="layout", size="scenes", config={"labels": list(labels), "num_labels": len(labels), "vocab": len(labels) + 33 * 33 + 1}
     )
     data = Data(sources=SCENES, size=32, ports=(Source(name="boxes", options={"of": "color shape"}),))
-    return _latent("layout", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS}, data=data, task_options={})
+    return _latent("layout", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS}, data=data)
 
 
 def inpainting() -> Recipe:
@@ -189,7 +189,7 @@ def inpainting() -> Recipe:
     data = Data(sources=SCENES, size=32, ports=(Source(name="hole"),))
     sampling = {"sampler": "ddim", "steps": 50}
     return _latent(
-        "inpainting", neighbours={"text_encoder": Neighbour(family=words), **LATENTS}, data=data, task_options={}, sampling=sampling
+        "inpainting", neighbours={"text_encoder": Neighbour(family=words), **LATENTS}, data=data, sampling=sampling
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ class Config:
 
     end: the token whose first place is pooled. None = the highest id of the row: so OpenAI's code finds [end], which is its last
     token, and so does transformers where eos_token_id is 2, a mistake in its older configurations.
+    pad: "mask" = rows are as long as the longest, and nobody hears the padding. Stable Diffusion was trained otherwise: every prompt is
+    filled up to `context_length` and all of it is heard. "end" = so, with [end] (SD 1), or a token's number (SD 2: 0).
     """
 
     vocab: int = 49408
@@ -43,6 +45,7 @@ class Config:
     activation: Activation = "quick_gelu"
     eps: float = 1e-5
     end: int | None = None
+    pad: Literal["mask", "end"] | int = "mask"
 
 
 SIZES = {
@@ -95,6 +98,8 @@ class CLIPText(Tokenized, nn.Module):
         length = ids_BL.shape[1]
         if length > self.config.context_length:
             raise ValueError(f"{length} tokens, where this text encoder reads {self.config.context_length}")
+        if self.config.pad != "mask":
+            ids_BL, mask_BL, length = self._filled(ids_BL, mask_BL), None, self.config.context_length
         x_BLD = self.embedding(ids_BL) + self.position_LD[:length]
         for block in self.blocks:
             x_BLD = block(x_BLD)
@@ -104,6 +109,15 @@ class CLIPText(Tokenized, nn.Module):
         if mask_BL is not None:
             x_BLD = x_BLD * mask_BL[..., None]
         return Condition(ids_BL=ids_BL, tokens_BLD=x_BLD, mask_BL=mask_BL, pooled_BD=pooled_BD)
+
+    def _filled(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """Rows of `context_length` tokens, with the configuration's own padding."""
+        pad = self.config.pad
+        if isinstance(pad, str):
+            pad = self.config.vocab - 1 if self.tokenizer is None else self.tokenizer.end
+        if mask_BL is not None:
+            ids_BL = ids_BL.masked_fill(~mask_BL, pad)
+        return F.pad(ids_BL, (0, self.config.context_length - ids_BL.shape[1]), value=pad)
 
 
 class NextWord(OnePhase):
@@ -126,7 +140,7 @@ class NextWord(OnePhase):
         ids_BL, mask_BL = self.panel.ids(batch.prompts)
         states_BLD = self.panel.condition(ids_BL, mask_BL).tokens_BLD
         assert states_BLD is not None
-        logits_BLV = F.linear(states_BLD[:, :-1], self.panel.embedding.weight).float()
+        logits_BLV = F.linear(states_BLD[:, : ids_BL.shape[1] - 1], self.panel.embedding.weight).float()
         target_BL, there_BL = ids_BL[:, 1:], mask_BL[:, 1:]
         loss_BL = F.cross_entropy(logits_BLV.transpose(1, 2), target_BL, reduction="none") * there_BL
         return loss_BL, (logits_BLV.argmax(-1) == target_BL) * there_BL, there_BL.sum(dim=1)

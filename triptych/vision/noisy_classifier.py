@@ -102,7 +102,8 @@ class NoisyClassifier(nn.Module):
         if cond.label_B is None:
             raise ValueError(f"a noisy classifier scores labels, and the condition says none: it speaks on {sorted(cond.ports())}")
         log_p_BK = self.classify(x_t, clock_B).float().log_softmax(dim=1)
-        return log_p_BK.gather(1, cond.label_B[:, None])[:, 0]
+        log_p_BK = F.pad(log_p_BK, (0, 1))  # of "no class", the number behind the last, nothing is known: 0, and no gradient
+        return log_p_BK.gather(1, cond.label_B[:, None].to(log_p_BK.device))[:, 0]
 
     def classify(self, x_t: Tensor, clock_B: Tensor | None = None) -> Tensor:
         """Logits [B, K]. Without a clock the picture is taken for clean: time 0."""
