@@ -186,7 +186,7 @@ def test_steps_are_drawn_by_the_size_of_their_loss() -> None:
     practised(process, sizes)
     expected = 0.999 * sizes / sizes.sum() + 0.001 / 8
     torch.testing.assert_close(process.history.shares().float(), expected)
-    k_B, weight_B = process._draw((torch.arange(n) + 0.5) / n)
+    k_B, weight_B = process.history.draw((torch.arange(n) + 0.5) / n)
     torch.testing.assert_close(k_B.bincount(minlength=9)[1:] / n, expected, atol=2 / n + 1e-5, rtol=0)
     for each in (torch.arange(8.0), sizes**2, torch.ones(8)):  # whatever the loss of each step is, its mean is not moved
         assert float((weight_B * each[k_B - 1]).mean()) == pytest.approx(float(each.mean()), rel=1e-3)
@@ -196,11 +196,11 @@ def test_before_ten_of_each_all_are_alike() -> None:
     process, u = DDPM(Config(num_timesteps=4, timesteps="importance", loss="simple")), (torch.arange(400) + 0.5) / 400
     plain = DDPM(Config(num_timesteps=4))
     for count in range(10):
-        k_B, weight_B = process._draw(u)
-        assert torch.equal(k_B, plain._draw(u)[0]) and torch.equal(weight_B, torch.ones(400)), count
+        k_B, weight_B = process.history.draw(u)
+        assert torch.equal(k_B, plain.history.draw(u)[0]) and torch.equal(weight_B, torch.ones(400)), count
         process.history.note(torch.tensor([1, 2, 3, 4]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
         process.history.commit()
-    assert process._draw(u)[0].bincount()[1:].tolist() == pytest.approx([40, 80, 120, 160], abs=1)
+    assert process.history.draw(u)[0].bincount()[1:].tolist() == pytest.approx([40, 80, 120, 160], abs=1)
 
 
 def test_losses_are_noted_when_a_step_was_taken() -> None:
@@ -210,7 +210,7 @@ def test_losses_are_noted_when_a_step_was_taken() -> None:
     process.losses(network, data, "main", 0, rng())
     process.losses(network, data, "main", 1, Rng.of_samples(1, range(4)))  # the first was skipped
     process.after_step(network, "main", 1)
-    k_B = process._draw(Rng.of_samples(1, range(4)).uniform("t"))[0]
+    k_B = process.history.draw(Rng.of_samples(1, range(4)).uniform("t"))[0]
     eps = Rng.of_samples(1, range(4)).normal("noise", data.z.shape[1:])
     rows = process._losses(network, data, k_B, eps, Rng.of_samples(1, range(4)))["loss"].double()
     for k in range(1, 5):
@@ -218,14 +218,14 @@ def test_losses_are_noted_when_a_step_was_taken() -> None:
         assert int(process.history.count_K[k - 1]) == int((k_B == k).sum())
         torch.testing.assert_close(noted, rows[k_B == k] if (k_B == k).any() else torch.zeros(1, dtype=D64))
     practised(process, torch.tensor([4.0, 1.0, 2.0, 1.0]))
-    k_B, weight_B = process._draw(rng().uniform("t"))
+    k_B, weight_B = process.history.draw(rng().uniform("t"))
     rows = process._losses(network, data, k_B, rng().normal("noise", data.z.shape[1:]), rng())["loss"]
     assert len(set(weight_B.tolist())) > 1  # what is descended is weighted
     torch.testing.assert_close(process.losses(network, data, "main", 2, rng())["loss"], (rows * weight_B).mean())
     again = DDPM(process.config)
     again.prepare(network).load_state_dict(process.prepare(network).state_dict())
     u = torch.linspace(0, 0.999, 50)
-    assert torch.equal(again._draw(u)[0], process._draw(u)[0]) and again._draw(u)[0].bincount()[1] > 20
+    assert torch.equal(again.history.draw(u)[0], process.history.draw(u)[0]) and again.history.draw(u)[0].bincount()[1] > 20
     assert not list(DDPM(Config()).prepare(network).buffers())
 
 

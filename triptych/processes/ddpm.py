@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import Condition, Latents, LatentSpace, Rng, Start, State
+from triptych.contracts import Condition, Latents, LatentSpace, Rng
 from triptych.processes import drawing, noise, solvers
 from triptych.processes.drawing import THRESHOLDS, one_of, within
 from triptych.processes.guidance import guided
@@ -116,12 +116,11 @@ class Sampling:
             raise ValueError(f"eta = {self.eta} is ddim's; sampler = {self.sampler} has noise of its own or none: set eta = 0")
 
 
-class DDPM:
+class DDPM(drawing.Denoising):
     """The process. Learns nothing of its own, except, with importance, how large each t's loss was of late."""
 
-    drives = "denoiser"
     Sampling = Sampling
-    abilities = frozenset({"negative", "start image", "mask", "preview", "likelihood"})
+    abilities = drawing.Denoising.abilities | {"likelihood"}
 
     def __init__(self, config: Config) -> None:
         c = self.config = config
@@ -136,9 +135,6 @@ class DDPM:
     def prepare(self, network: nn.Module, teacher: nn.Module | None = None) -> nn.ModuleDict:
         return nn.ModuleDict({"history": self.history} if self.config.timesteps == "importance" else {})
 
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
     def after_step(self, network: nn.Module, phase: str, step: int) -> None:
         if self.config.timesteps == "importance":
             self.history.commit()
@@ -152,39 +148,24 @@ class DDPM:
         """The time t of a clock."""
         return (clock + 1) / self.config.num_timesteps
 
-    def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps; t [B]."""
-        return self.schedule.corrupt(x0, t, eps)
-
     def losses(self, network: nn.Module, batch: Latents, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        """loss, and for the log x0_mse (and vlb in bits a number). `batch.cond` is heard as it is: dropout happened before."""
-        eps = rng.normal("noise", batch.z.shape[1:]) if batch.noise is None else batch.noise
-        k_B, weight_B = self._draw(rng.uniform("t"))
-        rows = self._losses(network, batch, k_B, eps, rng)
-        if self.config.timesteps == "importance":
-            self.history.note(k_B, rows["loss"].detach())
-        rows["loss"] = rows["loss"] * weight_B.to(rows["loss"].device)
-        return {name: value.mean() if name == "loss" else value.mean().detach() for name, value in rows.items()}
+        """loss, and for the log x0_mse (and vlb in bits a number). `batch.cond` is heard as it is: dropout happened before.
 
-    def _draw(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps k in 1..T by their quantiles u, and what makes up for drawing some more often (arXiv 2102.09672, eq. 18)."""
-        T = self.config.num_timesteps
+        By importance a step is drawn as often as its loss is large, and its loss weighs the less (arXiv 2102.09672, eq. 18).
+        """
         if self.config.timesteps == "uniform":
-            return (u_B * T).long().clamp(max=T - 1) + 1, torch.ones_like(u_B)
-        share_K = self.history.shares()
-        k_B = torch.searchsorted(share_K.cumsum(0), u_B.double().to(share_K.device)).clamp(max=T - 1)
-        return k_B.to(u_B.device) + 1, (1 / (T * share_K[k_B])).float().to(u_B.device)
+            return super().losses(network, batch, phase, step, rng)
+        eps = rng.normal("noise", batch.z.shape[1:]) if batch.noise is None else batch.noise
+        k_B, weight_B = self.history.draw(rng.uniform("t"))
+        rows = self._losses(network, batch, k_B, eps, rng)
+        self.history.note(k_B, rows["loss"].detach())
+        rows["loss"] = rows["loss"] * weight_B.to(rows["loss"].device)
+        return drawing.averaged(rows)
 
-    @torch.no_grad()
-    def validate(self, network: nn.Module, batch: Latents, rng: Rng, draws: int = 4) -> dict[str, Tensor]:
-        """The expected losses of each row, [B]: noises and stratified steps that depend on the row's key alone."""
-        every: list[dict[str, Tensor]] = []
-        for i in range(draws):
-            u_B = (i + rng.uniform("validate t", step=i)) / draws
-            eps = rng.normal("validate noise", batch.z.shape[1:], step=i) if batch.noise is None else batch.noise
-            k_B = (u_B * self.config.num_timesteps).long().clamp(max=self.config.num_timesteps - 1) + 1
-            every.append(self._losses(network, batch, k_B, eps, rng))
-        return {name: torch.stack([one[name] for one in every]).mean(0) for name in every[0]}
+    def rows(self, network: nn.Module, batch: Latents, u_B: Tensor, eps: Tensor, rng: Rng) -> dict[str, Tensor]:
+        """Losses of each row, at the steps of which u are the quantiles where all are alike."""
+        T = self.config.num_timesteps
+        return self._losses(network, batch, (u_B * T).long().clamp(max=T - 1) + 1, eps, rng)
 
     def _losses(self, network: nn.Module, batch: Latents, k_B: Tensor, eps: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Per row, at the steps k in 1..T."""
@@ -313,26 +294,15 @@ class DDPM:
         name = "heun_edm" if how.sampler == "heun" else how.sampler
         return getattr(solvers, name)(self.schedule, grid)
 
-    def begin(self, network: nn.Module, cond: Condition, null: Condition, how: Sampling, start: Start, rng: Rng) -> State:
-        """B rows at the start of the same settings. Raises ValueError for a start whose tensors do not fit one another."""
-        within("strength", start.strength, 0.001, 1.0)
-        table = self.table(how, start.strength)
-        by_sigma = how.sampler in ("euler", "euler_a", "heun") and how.spacing != "leading"  # where these begin in public libraries
-        amplitude = float(self.schedule.sigma(table[0, 0])) if by_sigma else 1.0
-        return drawing.begin(self, network, cond, null, how, start, rng, table, amplitude)
+    def amplitude(self, how: Sampling, table: Tensor) -> float:
+        """1; Euler's kin begin by sigma in public libraries, and so here."""
+        by_sigma = how.sampler in ("euler", "euler_a", "heun") and how.spacing != "leading"
+        return float(self.schedule.sigma(table[0, 0])) if by_sigma else 1.0
 
     def read(self, out: Tensor, x_t: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """D, and where the variance is learnt its share, held to 0..1."""
         said, share = self._split(out, x_t)
         return self._believed(said, x_t, t_B), None if share is None else share.clamp(0, 1)
-
-    def step(self, network: nn.Module, state: State) -> State:
-        """One evaluation of the network for all rows that are not done."""
-        return drawing.step(self, network, state)
-
-    def preview(self, state: State) -> Tensor:
-        """The x0 that each row believed in last; the result itself where it is done."""
-        return drawing.preview(state)
 
     @torch.no_grad()
     def invert(self, network: nn.Module, z: Tensor, cond: Condition, how: Sampling) -> Tensor:
@@ -369,6 +339,12 @@ class _History(nn.Module):
                 self.losses_KL[k - 1] = torch.cat([self.losses_KL[k - 1, 1:], self.losses_KL.new_tensor([loss])])
                 self.count_K[k - 1] += 1
         self.pending = None
+
+    def draw(self, u_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps k in 1..T by their quantiles u, and what makes up for drawing some more often."""
+        share_K = self.shares()
+        k_B = torch.searchsorted(share_K.cumsum(0), u_B.double().to(share_K.device)).clamp(max=len(share_K) - 1)
+        return k_B.to(u_B.device) + 1, (1 / (len(share_K) * share_K[k_B])).float().to(u_B.device)
 
     def shares(self) -> Tensor:
         """How often each step is drawn, float64 [K]: by sqrt(E[L^2]), once ten losses of every step are known; before, all alike."""

@@ -1,10 +1,12 @@
-"""Drawing with a denoiser: what every process with a table of steps does alike, from pure noise to the last row.
+"""What every process of a denoiser does alike: learning at random times, and drawing by a table of steps, from noise to the last row.
 
-A process says which rows its settings mean (a table of `solvers`) and how its network's words are read:
+A process is a `Denoising` that says what it does in its own way:
 
-    schedule, clock(t_B)          its noise, and time in the network's unit
-    read(out, x_t, t_B)           -> D, and where the variance is learnt its share in 0..1, else None
-    around(network)               -> the denoiser that is asked, where there is more than the network (preconditioning)
+    schedule, clock(t_B), time(clock_B)     its noise, and time in the network's unit
+    rows(network, batch, u_B, eps, rng)     -> the losses of each row, [B], at the quantiles u of the training's times
+    table(how, strength)                    -> which rows its settings mean (`solvers`), and amplitude(how, table), where it starts
+    read(out, x_t, t_B)                     -> D, and where the variance is learnt its share in 0..1, else None
+    around(network)                         -> the denoiser that is asked, where there is more than the network (preconditioning)
 
 The rows of a State keep, in `extra`: table [B, K, 15], scale, threshold [B] and interval [B, 2] (on the CPU, with index and total:
 what is done next is decided without waiting for a device); x-shaped D_1, D_2, anchor, noise, z0; mask [B, 1, ...].
@@ -19,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import Condition, LatentSpace, Rng, Start, State
+from triptych.contracts import Condition, Latents, LatentSpace, Rng, Start, State
 from triptych.processes import noise
 from triptych.processes.guidance import guided, innermost, thresholded
 from triptych.processes.solvers import advance
 
-__all__ = ["THRESHOLDS", "begin", "check", "one_of", "preview", "step", "within"]
+__all__ = ["THRESHOLDS", "Denoising", "averaged", "begin", "check", "one_of", "preview", "step", "within"]
 
 THRESHOLDS = ("none", "static", "dynamic")
 PERCENTILE = 0.995  # of Imagen's dynamic thresholding (arXiv 2205.11487, section 2.3)
@@ -56,6 +58,88 @@ def check(how: Any) -> None:
                 within(one.name, number, *one.metadata["range"])
     if len(how.interval) != 2 or how.interval[0] > how.interval[1]:
         raise ValueError(f"interval = {how.interval!r}: must be two times, low then high, in 0.0..1.0")
+
+
+class Denoising:
+    """A base of such processes, as `layers.one_phase` is of tasks: one phase, nothing learnt beside the network, nothing to do behind
+    a step. One that differs says so itself."""
+
+    drives = "denoiser"
+    abilities = frozenset({"negative", "start image", "mask", "preview"})
+    quantiles: tuple[int, ...] = ()  # the shape of the uniform numbers u of which a row's time is made; the last is the quantile
+    schedule: noise.Schedule
+
+    # --- what a process says itself
+
+    def rows(self, network: nn.Module, batch: Latents, u_B: Tensor, eps: Tensor, rng: Rng) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def table(self, how: Any, strength: float = 1.0) -> Tensor:
+        raise NotImplementedError
+
+    def amplitude(self, how: Any, table: Tensor) -> float | None:
+        """Of the pure noise at the start; None: what the schedule has at t = 1."""
+        return None
+
+    # --- learning
+
+    def prepare(self, network: nn.Module, teacher: nn.Module | None = None) -> nn.ModuleDict:
+        return nn.ModuleDict()
+
+    def plan(self, step: int) -> tuple[str, ...]:
+        return ("main",)
+
+    def after_step(self, network: nn.Module, phase: str, step: int) -> None:
+        return None
+
+    def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = alpha(t) x0 + sigma(t) eps; t [B]."""
+        return self.schedule.corrupt(x0, t, eps)
+
+    def losses(self, network: nn.Module, batch: Latents, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
+        """loss, and others for the log. `batch.cond` is heard as it is: dropout happened before."""
+        eps = rng.normal("noise", batch.z.shape[1:]) if batch.noise is None else batch.noise
+        return averaged(self.rows(network, batch, rng.uniform("t", self.quantiles), eps, rng))
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module, batch: Latents, rng: Rng, draws: int = 4) -> dict[str, Tensor]:
+        """The expected losses of each row, [B]: `draws` noises and times that depend on the row's key alone, so that two
+        evaluations differ by the network only; the times are stratified over the training distribution's quantiles."""
+        every: list[dict[str, Tensor]] = []
+        for i in range(draws):
+            u = rng.uniform("validate t", self.quantiles, step=i)
+            if self.quantiles:
+                u[:, -1] = (i + u[:, -1]) / draws
+            else:
+                u = (i + u) / draws
+            eps = rng.normal("validate noise", batch.z.shape[1:], step=i) if batch.noise is None else batch.noise
+            every.append(self.rows(network, batch, u, eps, rng))
+        return {name: torch.stack([one[name] for one in every]).mean(0) for name in every[0]}
+
+    # --- drawing
+
+    def begin(self, network: nn.Module, cond: Condition, null: Condition, how: Any, start: Start, rng: Rng) -> State:
+        """B rows at the start of the same settings; rows of different settings meet by `State.cat`.
+
+        img2img starts at time `strength` from z0 with that much noise, and takes that share of the steps. Raises ValueError
+        for a start whose tensors do not fit one another.
+        """
+        within("strength", start.strength, 0.001, 1.0)
+        table = self.table(how, start.strength)
+        return begin(self, network, cond, null, how, start, rng, table, self.amplitude(how, table))
+
+    def step(self, network: nn.Module, state: State) -> State:
+        """One evaluation of the network for all rows that are not done."""
+        return step(self, network, state)
+
+    def preview(self, state: State) -> Tensor:
+        """The x0 that each row believed in last; the result itself where it is done."""
+        return preview(state)
+
+
+def averaged(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over rows: the loss with its gradient, the rest without."""
+    return {name: value.mean() if name == "loss" else value.mean().detach() for name, value in rows.items()}
 
 
 def begin(

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import Condition, Latents, Rng, Start, State
+from triptych.contracts import Latents, Rng
 from triptych.processes import drawing, solvers
 from triptych.processes.drawing import THRESHOLDS, within
 from triptych.processes.noise import Schedule, spread
@@ -74,12 +74,10 @@ class Sampling:
             raise ValueError(f"churn = {self.churn} is heun's; sampler = {self.sampler} has noise of its own or none: set churn = 0")
 
 
-class EDM:
+class EDM(drawing.Denoising):
     """The process. It learns nothing of its own; `config` is all it is."""
 
-    drives = "denoiser"
     Sampling = Sampling
-    abilities = frozenset({"negative", "start image", "mask", "preview"})
     says = "x0"  # as `around(network)` does
 
     def __init__(self, config: Config) -> None:
@@ -89,15 +87,6 @@ class EDM:
         )
 
     # --- learning
-
-    def prepare(self, network: nn.Module, teacher: nn.Module | None = None) -> nn.ModuleDict:
-        return nn.ModuleDict()
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def after_step(self, network: nn.Module, phase: str, step: int) -> None:
-        return None
 
     def clock(self, t: Tensor) -> Tensor:
         """c_noise = ln(sigma) / 4; -inf at t = 0."""
@@ -110,10 +99,6 @@ class EDM:
     def _time_of(self, sigma: Tensor) -> Tensor:
         return (sigma / self.config.sigma_max) ** (1 / self.config.rho)
 
-    def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x = x0 + sigma(t) eps; t [B]."""
-        return self.schedule.corrupt(x0, t, eps)
-
     def scalings(self, clock_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in."""
         sigma, s = torch.exp(4 * clock_B), self.config.sigma_data
@@ -124,22 +109,7 @@ class EDM:
         """What says D: the network, preconditioned."""
         return Preconditioned(network, self.scalings)
 
-    def losses(self, network: nn.Module, batch: Latents, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        """loss, and for the log x0_mse. `batch.cond` is heard as it is: dropout happened before."""
-        eps = rng.normal("noise", batch.z.shape[1:]) if batch.noise is None else batch.noise
-        rows = self._losses(network, batch, rng.uniform("t"), eps)
-        return {name: value.mean() if name == "loss" else value.mean().detach() for name, value in rows.items()}
-
-    @torch.no_grad()
-    def validate(self, network: nn.Module, batch: Latents, rng: Rng, draws: int = 4) -> dict[str, Tensor]:
-        """The expected losses of each row, [B]: noises and stratified times that depend on the row's key alone."""
-        every: list[dict[str, Tensor]] = []
-        for i in range(draws):
-            eps = rng.normal("validate noise", batch.z.shape[1:], step=i) if batch.noise is None else batch.noise
-            every.append(self._losses(network, batch, (i + rng.uniform("validate t", step=i)) / draws, eps))
-        return {name: torch.stack([one[name] for one in every]).mean(0) for name in every[0]}
-
-    def _losses(self, network: nn.Module, batch: Latents, u_B: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    def rows(self, network: nn.Module, batch: Latents, u_B: Tensor, eps: Tensor, rng: Rng) -> dict[str, Tensor]:
         """Per row, at the quantiles u of the training's noise."""
         c, x0 = self.config, batch.z.float()
         sigma_B = torch.exp(c.mean + c.std * torch.special.ndtri(u_B.clamp(1e-6, 1 - 1e-6))).to(x0.device)
@@ -168,19 +138,6 @@ class EDM:
         gamma[0] = 0.0  # more noise than noise alone is no other thing
         return solvers.heun_edm(self.schedule, grid, self._time_of(self.schedule.sigma(kept) * (1 + gamma)))
 
-    def begin(self, network: nn.Module, cond: Condition, null: Condition, how: Sampling, start: Start, rng: Rng) -> State:
-        """B rows at the start of the same settings. Raises ValueError for a start whose tensors do not fit one another."""
-        within("strength", start.strength, 0.001, 1.0)
-        return drawing.begin(self, network, cond, null, how, start, rng, self.table(how, start.strength))
-
     def read(self, out: Tensor, x_t: Tensor, t_B: Tensor) -> tuple[Tensor, None]:
         """D, as `around(network)` says it."""
         return out, None
-
-    def step(self, network: nn.Module, state: State) -> State:
-        """One evaluation of the network for all rows that are not done."""
-        return drawing.step(self, network, state)
-
-    def preview(self, state: State) -> Tensor:
-        """The x0 that each row believed in last; the result itself where it is done."""
-        return drawing.preview(state)

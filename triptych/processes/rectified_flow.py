@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.contracts import Condition, Latents, Rng, Start, State
+from triptych.contracts import Latents, Rng
 from triptych.processes import drawing, noise
 from triptych.processes.drawing import one_of as _one_of
 from triptych.processes.drawing import within as _within
@@ -81,27 +81,17 @@ class Sampling:
         drawing.check(self)
 
 
-class RectifiedFlow:
+class RectifiedFlow(drawing.Denoising):
     """The process. It learns nothing of its own; `config` is all it is."""
 
-    drives = "denoiser"
     Sampling = Sampling
-    abilities = frozenset({"negative", "start image", "mask", "preview"})
+    quantiles = (2,)
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.schedule = noise.linear()
 
     # --- learning
-
-    def prepare(self, network: nn.Module, teacher: nn.Module | None = None) -> nn.ModuleDict:
-        return nn.ModuleDict()
-
-    def plan(self, step: int) -> tuple[str, ...]:
-        return ("main",)
-
-    def after_step(self, network: nn.Module, phase: str, step: int) -> None:
-        return None
 
     def clock(self, t: Tensor) -> Tensor:
         """Time in the network's unit: 1000 t."""
@@ -111,10 +101,6 @@ class RectifiedFlow:
         """The time t of a clock."""
         return clock / 1000
 
-    def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = (1 - t) x0 + t eps; t [B]."""
-        return self.schedule.corrupt(x0, t, eps)
-
     def times(self, u_B2: Tensor) -> Tensor:
         """Training times [B] from uniform numbers: the first chooses the part of the mixture, the second is the quantile."""
         which, u = u_B2.unbind(-1)
@@ -122,24 +108,9 @@ class RectifiedFlow:
         t = torch.where(which < self.config.uniform, u, torch.sigmoid(self.config.mean + self.config.std * normal))
         return noise.shifted(t, self.config.shift)
 
-    def losses(self, network: nn.Module, batch: Latents, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        """loss, and for the log x0_mse, v_mse (and direction). `batch.cond` is heard as it is: dropout happened before."""
-        eps = rng.normal("noise", batch.z.shape[1:]) if batch.noise is None else batch.noise
-        rows = self._losses(network, batch, self.times(rng.uniform("t", (2,))), eps)
-        means = {name: value.mean() for name, value in rows.items()}
-        return {name: mean if name == "loss" else mean.detach() for name, mean in means.items()}
-
-    @torch.no_grad()
-    def validate(self, network: nn.Module, batch: Latents, rng: Rng, draws: int = 4) -> dict[str, Tensor]:
-        """The expected losses of each row, [B]: `draws` noises and times that depend on the row's key alone, so that two
-        evaluations differ by the network only; the times are stratified over the training distribution's quantiles."""
-        every: list[dict[str, Tensor]] = []
-        for k in range(draws):
-            u = rng.uniform("validate t", (2,), step=k)
-            u = torch.stack([u[:, 0], (k + u[:, 1]) / draws], dim=1)
-            eps = rng.normal("validate noise", batch.z.shape[1:], step=k) if batch.noise is None else batch.noise
-            every.append(self._losses(network, batch, self.times(u), eps))
-        return {name: torch.stack([one[name] for one in every]).mean(0) for name in every[0]}
+    def rows(self, network: nn.Module, batch: Latents, u_B: Tensor, eps: Tensor, rng: Rng) -> dict[str, Tensor]:
+        """Losses of each row: loss, x0_mse, v_mse (and direction); u_B [B, 2] as of `times`."""
+        return self._losses(network, batch, self.times(u_B), eps)
 
     def _losses(self, network: nn.Module, batch: Latents, t_B: Tensor, eps: Tensor) -> dict[str, Tensor]:
         """Per row. Errors of x0 and v are one another's multiple, |v-hat - v| = |x0-hat - x0| / t: one is measured, both are known."""
@@ -162,24 +133,11 @@ class RectifiedFlow:
 
     # --- drawing
 
-    def begin(self, network: nn.Module, cond: Condition, null: Condition, how: Sampling, start: Start, rng: Rng) -> State:
-        """B rows at the start of the same settings; rows of different settings meet by `State.cat`.
-
-        img2img starts at time `strength` from z0 with that much noise, and takes that share of the steps. Raises ValueError
-        for a start whose tensors do not fit one another.
-        """
-        _within("strength", start.strength, 0.001, 1.0)
-        grid = noise.uniform(max(1, round(how.steps * start.strength)), how.shift, start.strength)
-        return drawing.begin(self, network, cond, null, how, start, rng, SOLVERS[how.sampler](self.schedule, grid))
+    def table(self, how: Sampling, strength: float = 1.0) -> Tensor:
+        """The rows of these settings, [K, 15]: from t = strength to 0 in that share of the steps."""
+        grid = noise.uniform(max(1, round(how.steps * strength)), how.shift, strength)
+        return SOLVERS[how.sampler](self.schedule, grid)
 
     def read(self, out: Tensor, x_t: Tensor, t_B: Tensor) -> tuple[Tensor, None]:
         """D from what the network says."""
         return self.schedule.convert(out, x_t, t_B, source=self.config.target, to="x0"), None
-
-    def step(self, network: nn.Module, state: State) -> State:
-        """One evaluation of the network for all rows that are not done."""
-        return drawing.step(self, network, state)
-
-    def preview(self, state: State) -> Tensor:
-        """The x0 that each row believed in last; the result itself where it is done."""
-        return drawing.preview(state)
