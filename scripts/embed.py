@@ -3,6 +3,7 @@
     python scripts/embed.py RUN/model NAME                          the model of a run, under a name
     python scripts/embed.py RUN/model ddim --set sampler=ddim       the same weights drawn otherwise: nothing is stored twice
     python scripts/embed.py RUN/model NAME --replace                instead of what was embedded under this name
+    python scripts/embed.py RUN/model sd-clip --only text_encoder   one panel, for models that stand on it
 
 A panel is shared where its fingerprint (of its files: configuration, weights, vocabulary) is an embedded model's. Cards keep all that
 they say but for the paths of one machine. What would exceed the budget of its kind is refused, and nothing is written; so is a change
@@ -28,23 +29,27 @@ BUDGETS = {"emoji": 16, "triptych-*": 10, "*": 8}  # MB of weights: the default,
 _PLAIN = "abcdefghijklmnopqrstuvwxyz0123456789-"
 
 
-def embed(source: str | Path, name: str, *, sampling: Mapping[str, Any] | None = None, replace: bool = False) -> dict[str, str]:
+def embed(
+    source: str | Path, name: str, *, sampling: Mapping[str, Any] | None = None, replace: bool = False, only: str | None = None
+) -> dict[str, str]:
     """Write triptych/weights/NAME; returns place -> the embedded model whose panel is shared.
 
-    sampling: defaults that take the place of the model's own. Raises ValueError for a model that does not load, a name that is taken
-    or none, a budget exceeded, or a panel that others share and that would change.
+    sampling: defaults that take the place of the model's own.  only: the one panel that is taken. Raises ValueError for a model that
+    does not load, a name that is taken or none, a budget exceeded, or a panel that others share and that would change.
     """
     source, home = Path(source), checkpoint.WEIGHTS / name
     if not name or set(name) - set(_PLAIN):
         raise ValueError(f"{name!r} is no name: small letters, digits and hyphens")
     if home.exists() and not replace:
         raise ValueError(f"{home} is there already; give --replace, or another name")
-    model = pipeline.load(source)
+    places = [place for place in checkpoint.PLACES if checkpoint.has_panel(source, place) and only in (None, place)]
+    if not places:
+        raise ValueError(f"{source} holds no {only or 'panel'}")
+    model = _loaded(source, places)
     if sampling:
         if not isinstance(model, pipeline.TextToImage):
-            raise ValueError(f"{source} are eyes and draw nothing: there is no sampling to set")
+            raise ValueError(f"{source} draws nothing: there is no sampling to set")
         model.settings(**sampling)
-    places = [place for place in checkpoint.PLACES if checkpoint.has_panel(source, place)]
     prints = {place: checkpoint.panel_fingerprint(source, place) for place in places}
     shared = {place: holder for place in places if (holder := _holder(place, prints[place], name)) is not None}
     own = [place for place in places if place not in shared]
@@ -60,11 +65,11 @@ def embed(source: str | Path, name: str, *, sampling: Mapping[str, Any] | None =
             card = temporary / place / "card.json"
             told = _without_paths(json.loads(card.read_text(encoding="utf-8")))
             checkpoint.write_atomically(card, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
-        described = checkpoint.load_model_file(source)
+        described = checkpoint.load_model_file(source) if only is None else {}
         more = {key: value for key, value in described.items() if key not in ("format", "name", "sampling", "panels")}
         settings = {**described.get("sampling", {}), **(sampling or {})}
         checkpoint.export_model(temporary, name=name, sampling=settings, panels={}, shared=shared, **more)
-        written = pipeline.load(temporary)
+        written = _loaded(temporary, places)
         if any(checkpoint.panel_fingerprint(temporary, place) != prints[place] for place in places):
             raise ValueError(f"{source} changed while it was read; run again")
         assert type(written) is type(model)
@@ -72,6 +77,11 @@ def embed(source: str | Path, name: str, *, sampling: Mapping[str, Any] | None =
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return shared
+
+
+def _loaded(source: str | Path, places: Sequence[str]) -> Any:
+    """The model, or of one that neither draws nor sees its single panel."""
+    return pipeline.load(source) if {"generator", "vision"} & {*places} else checkpoint.load_panel(source, places[0])
 
 
 def _holder(place: str, fingerprint: str, name: str) -> str | None:
@@ -129,10 +139,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="under which it is embedded")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a default of sampling, as steps=20")
     parser.add_argument("--replace", action="store_true", help="instead of what is embedded under this name")
+    parser.add_argument("--only", choices=list(checkpoint.PLACES), help="take this panel alone")
     args = parser.parse_args(argv)
     sampling = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in args.set)}
     try:
-        shared = embed(args.model, args.name, sampling=sampling, replace=args.replace)
+        shared = embed(args.model, args.name, sampling=sampling, replace=args.replace, only=args.only)
     except ValueError as error:
         raise SystemExit(f"embed: {error}") from None
     home = checkpoint.WEIGHTS / args.name

@@ -28,7 +28,8 @@ SAID = (
     "a red circle left of a blue square", "红色的圆", "three green triangles", "a large yellow star above a ring", "火箭", "red apple",
     "a purple heart", "smiling cat with heart-eyes",
 )  # fmt: skip
-ADM = {"form": "scale_shift", "resize": "resnet", "attention": (1, 2), "learn_sigma": True, "text": "none"}
+SLIM = {"width": 12, "head_width": 12, "norm_groups": 6}  # all of these together are to fit into 8 MB
+ADM = SLIM | {"form": "scale_shift", "resize": "resnet", "attention": (1, 2), "learn_sigma": True, "text": "none"}
 
 
 def _system(name: str, process: Family, *, unet: dict[str, Any] | None = None, size: str = "scenes", **changes: Any) -> Recipe:
@@ -156,7 +157,8 @@ def _latent(name: str, **changes: Any) -> Recipe:
         "neighbours": {**WORDS, **LATENTS}, "data": Data(sources=PAIRS, size=32), "dropout": 0.1, "preview_prompts": SAID,
         "sampling": {"sampler": "ddim", "steps": 50, "guidance": 3.0},
     }  # fmt: skip
-    return _system(name, Family(name="ddpm", size="sd"), size="scenes-latent", **{**shared, **changes})
+    unet = {"width": 20, "head_width": 10, "norm_groups": 4} | changes.pop("unet", {})
+    return _system(name, Family(name="ddpm", size="sd"), size="scenes-latent", unet=unet, **{**shared, **changes})
 
 
 def ldm() -> Recipe:
@@ -166,7 +168,7 @@ def ldm() -> Recipe:
 
 def ldm_joint() -> Recipe:
     """Latent diffusion with panel 1 trained together with panel 2, as LDM did: a small BERT that nobody taught words before."""
-    words = Family(name="bert", size="scenes", config={"vocab": 1024, "width": 64, "num_heads": 4, "depth": 2})
+    words = Family(name="bert", size="scenes", config={"vocab": 1024, "width": 48, "num_heads": 4, "depth": 2})
     return _latent("ldm-joint", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS})
 
 
@@ -175,10 +177,9 @@ def layout() -> Recipe:
     how their boxes were made; these are the scenes', or a COCO file's (data source `coco`)."""
     from ..data.ports import class_names
 
-    labels = class_names("color shape")
-    words = Family(
-        name="layout", size="scenes", config={"labels": list(labels), "num_labels": len(labels), "vocab": len(labels) + 33 * 33 + 1}
-    )
+    labels = list(class_names("color shape"))
+    known = {"labels": labels, "num_labels": len(labels), "vocab": len(labels) + 33 * 33 + 1, "width": 48}
+    words = Family(name="layout", size="scenes", config=known)
     data = Data(sources=SCENES, size=32, ports=(Source(name="boxes", options={"of": "color shape"}),))
     return _latent("layout", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS}, data=data)
 
@@ -188,9 +189,7 @@ def inpainting() -> Recipe:
     words = Family(name="picture", size="masked", config={"size": 8, "channels": 4})
     data = Data(sources=SCENES, size=32, ports=(Source(name="hole"),))
     sampling = {"sampler": "ddim", "steps": 50}
-    return _latent(
-        "inpainting", neighbours={"text_encoder": Neighbour(family=words), **LATENTS}, data=data, sampling=sampling
-    )
+    return _latent("inpainting", neighbours={"text_encoder": Neighbour(family=words), **LATENTS}, data=data, sampling=sampling)
 
 
 def semantic() -> Recipe:
@@ -200,7 +199,8 @@ def semantic() -> Recipe:
     labels = ("background|背景", *class_names("color shape"))
     words = Family(name="picture", size="semantic", config={"labels": list(labels), "num_classes": len(labels)})
     return _system(
-        "semantic", Family(name="ddpm", size="ddpm"), neighbours={"text_encoder": Neighbour(family=words, trained=True), **PIXELS},
+        "semantic", Family(name="ddpm", size="ddpm"), unet=SLIM,
+        neighbours={"text_encoder": Neighbour(family=words, trained=True), **PIXELS},
         data=Data(sources=SCENES, size=32, ports=(Source(name="semantic_map", options={"of": "color shape"}),)),
         dropout=0.1, sampling={"sampler": "ddim", "steps": 50, "threshold": "static"},
     )  # fmt: skip
@@ -209,7 +209,7 @@ def semantic() -> Recipe:
 def super_resolution() -> Recipe:
     """8 x 8 to 32 x 32, the small picture spoilt as BSRGAN spoils it: it stands enlarged beside x_t (SR3, arXiv 2104.07636)."""
     return _system(
-        "super-resolution", Family(name="ddpm", size="ddpm"),
+        "super-resolution", Family(name="ddpm", size="ddpm"), unet=SLIM,
         neighbours={"text_encoder": Neighbour(family=Family(name="picture", size="low_resolution")), **PIXELS},
         data=Data(sources=PAIRS, size=32, ports=(Source(name="low_resolution", options={"factor": 4, "degradation": "bsr"}),)),
         sampling={"sampler": "ddim", "steps": 50, "threshold": "static"},
@@ -238,6 +238,6 @@ def sd_clip() -> Recipe:
 def sd() -> Recipe:
     """Stable Diffusion (arXiv 2112.10752), small: CLIP's words, 64 x 64 pictures as 16 x 16 x 4 latents, DDPM training, DDIM sampling."""
     return _latent(
-        "sd", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12},
+        "sd", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12, "norm_groups": 8},
         neighbours={"text_encoder": Neighbour(model="sd-clip"), **LATENTS}, data=Data(sources=PAIRS, size=64),
     )  # fmt: skip
