@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.claims import evidence, fill_survey, how_many_pictures, mask_share, window_attention, zero_shot_or_probe
+from scripts.claims import (
+    detr_positions,
+    evidence,
+    fill_survey,
+    how_many_pictures,
+    mask_share,
+    pretraining,
+    window_attention,
+    words_or_labels,
+    zero_shot_or_probe,
+)
 from scripts.claims import right_or_wrong_captions as captions
 from tests.contract import tiny
 from triptych.data import artwork, scenes
@@ -270,6 +280,35 @@ def made_up(better: bool) -> dict[str, dict[str, Any]]:
             "none": {"AP": figure(0.95 if better else 0.6), "exact": figure(0.9)}, "n": 100, "doubles": figure(0.0),
             **{overlap: {"AP": figure(0.94), "exact": figure(0.9)} for overlap in ("0.7", "0.5", "0.3")},
         }},
+        "vit_or_cnn": {"minutes_asked": 3, "batch": 64, "found": {"n": 100, "seeds": 1, "numbers": [500, 500_000], **{
+            kind: {"flop": 23e6, "parameters": 160_000, "steps": 2500, "sets": {
+                n: {"accuracy": figure(one), "stays": figure(0.9), "epochs": 1.5, "minutes": [3.2]}
+                for n, one in zip(("500", "500000"), each, strict=True)
+            }}
+            for kind, each in {"ViT": (0.2, 0.9 if better else 0.5), "hybrid": (0.3, 0.8), "ResNet": (0.4, 0.7)}.items()
+        }}},
+        "panoptic": {"minutes_asked": 5, "training": {"minutes": 5.2, "pictures": 16_000}, "found": {"n": 100, **{
+            way: {part: dict.fromkeys(("PQ", "SQ", "RQ"), figure(high)) for part in ("all", "things", "ground")}
+            for way, high in {"masks": 0.9 if better else 0.6, "boxes": 0.7}.items()
+        }}},
+        "pretraining": {"minutes_asked": 3, "drawings": 6000, "found": {"classes": list("abcde"), "chance": 0.2, "arms": {
+            arm: {"minutes": 3.1, "drawings": 9000, **{how: {"10": figure(high), "100": figure(high)} for how in pretraining.HOW}}
+            for arm, high in {"MAE": 0.8 if better else 0.5, "supervised": 0.6, "nothing": 0.4}.items()
+        }}},
+        "words_or_labels": {"minutes_asked": 3, "found": {
+            arm: {
+                **{which: {"pair": figure(0.9 if better and arm == "words" else 0.5)} for which in ("unseen", "shown")},
+                **({"minutes": 3.0, "pictures": 9000} if arm != "embedded" else {}),
+            }
+            for arm in words_or_labels.ARMS
+        }},
+        "detr_positions": {"minutes_asked": 1.5, "found": {"n": 100, "seeds": 2, "arms": {
+            arm: {
+                "AP": figure(0.7 if better and arm == "2-D" else 0.4), "exact": figure(0.5), "pictures": 40_000,
+                "runs": [{"minutes": 1.5}, {"minutes": 1.6}],
+            }
+            for arm in detr_positions.ARMS
+        }}},
         "how_many_pictures": {
             "real": pictures, "model": pictures, "references": 10_000, "eyes": {"model": {"name": "emoji"}},
             "agreement": {"FD": figure(0.8), "KID": figure(0.1, -0.5, 0.6)},

@@ -23,7 +23,10 @@ if __package__ in (None, ""):
 
 from scripts.claims.evidence import ROOT, line
 
-SCRIPTS = ("zero_shot_or_probe", "right_or_wrong_captions", "mask_share", "window_attention", "no_suppression", "how_many_pictures")
+SCRIPTS = (
+    "zero_shot_or_probe", "right_or_wrong_captions", "mask_share", "window_attention", "no_suppression", "how_many_pictures",
+    "vit_or_cnn", "panoptic", "words_or_labels", "pretraining", "detr_positions",
+)  # fmt: skip
 FIRST, LAST = "<!-- claims -->", "<!-- /claims -->"
 PAGES = {  # language -> (file, the section of the table, what is said first, the table's head)
     "en": ("survey.md", "## Claims shown", "Measured through the eyes, by `scripts/claims/`:", "| survey | claim | shown by | verdict |"),

@@ -31,7 +31,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import triptych
-from scripts.claims import evidence
+from scripts.claims import evidence, minutes
 from scripts.claims.evidence import Row, percent
 from scripts.measure_eyes import clipart
 from triptych import data
@@ -40,7 +40,6 @@ from triptych.eyes import Eyes
 from triptych.judges import linear_probe
 from triptych.recipe import Recipe
 from triptych.recipes.eyes import eyes_mae
-from triptych.training import train
 from triptych.vision.mae import MAE, SIZES, Config
 
 NAME = Path(__file__).stem
@@ -50,46 +49,10 @@ SHARES = (0.25, 0.5, 0.75, 0.9)
 # --- equal minutes ----------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """Stands where a report stands, and notes when each step ended."""
-
-    def __init__(self, title: str) -> None:
-        self.title, self.at = title, [time.monotonic()]
-
-    def begin(self, *_: Any) -> None:
-        self.at = [time.monotonic()]
-
-    def step(self, step: int, loss: float) -> float:
-        self.at.append(time.monotonic())
-        if len(self.at) % 100 == 0:
-            print(f"{self.title}: step {step}, loss {loss:.3f}", file=sys.stderr, flush=True)
-        return 0.0
-
-    def say(self, text: str) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-    @property
-    def seconds_a_step(self) -> float:
-        """The median, without the first step, which warms up."""
-        return statistics.median(b - a for a, b in zip(self.at[1:], self.at[2:], strict=False))
-
-
-def arm(share: float, steps: int, base: Recipe) -> Recipe:
-    family = replace(base.family, config={**base.family.config, "mask": share})
-    rarely = {"validate_every": steps, "save_every": steps, "preview_every": steps, "preview_prompts": (), "keep": 1}
-    return replace(base, family=family, steps=steps, **rarely)
-
-
-def trained(recipe: Recipe, sets: Any, folder: Path, seed: int) -> tuple[Any, Clock]:
-    """Run it in the folder. sets: (training, held-out) pictures."""
-    clock: Any = Clock(f"mask {recipe.family.config['mask']}")
-    result = train(replace(recipe, seed=seed), out=folder, data=sets[0], held_out=sets[1], report=clock)
-    if result.exit_code:  # somebody stopped it: nothing is compared with half a run
-        sys.exit(result.exit_code)
-    return result, clock
+def taught(share: float, steps: int, base: Recipe, sets: Any, folder: Path, seed: int) -> tuple[Any, minutes.Clock]:
+    """sets: (training, held-out) pictures."""
+    recipe = replace(base, family=replace(base.family, config={**base.family.config, "mask": share}), seed=seed)
+    return minutes.trained(minutes.of_steps(recipe, steps), folder, f"mask {share}", data=sets[0], held_out=sets[1])
 
 
 def probed(eyes: Any, asked: tuple[list[str], Tensor, list[int]]) -> dict[str, float]:
@@ -106,21 +69,16 @@ def probed(eyes: Any, asked: tuple[list[str], Tensor, list[int]]) -> dict[str, f
 
 def arms(args: Any, base: Recipe, asked: Any) -> dict[str, Any]:
     sets = (data.build(base.data), data.build(base.data, split="held_out"))
-    seconds: dict[float, list[float]] = {share: [] for share in SHARES}
-    few, rounds = (3, 1) if args.quick else (12, 2)
+    trials = {share: (lambda steps, at, share=share: taught(share, steps, base, sets, at, args.seed)[1]) for share in SHARES}
+    steps = minutes.fit(args.minutes, trials, few=3 if args.quick else 12)
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for number in range(rounds):
-            for share in SHARES:
-                _, clock = trained(arm(share, few, base), sets, Path(name) / f"try-{number}-{share}", args.seed)
-                seconds[share].append(clock.seconds_a_step)
         for share in SHARES:
-            steps = max(2, round(60 * args.minutes / statistics.mean(seconds[share])))
-            result, clock = trained(arm(share, steps, base), sets, Path(name) / str(share), args.seed)
+            result, clock = taught(share, steps[share], base, sets, Path(name) / str(share), args.seed)
             assert result.model is not None
-            took = clock.at[-1] - clock.at[0]
+            pictures = steps[share] * base.batch
             out[str(share)] = {
-                "steps": steps, "pictures": steps * base.batch, "minutes": took / 60, "pictures_per_s": steps * base.batch / took,
+                "steps": steps[share], "pictures": pictures, "minutes": clock.minutes, "pictures_per_s": pictures / clock.minutes / 60,
                 "held_out_loss": result.validation.get("loss"), "probe": probed(triptych.load(result.model), asked),
             }  # fmt: skip
             print(f"mask {share}: {out[str(share)]}", flush=True)
@@ -210,19 +168,19 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
 
     eyes, base = cost["eyes"]["0.75"], cost["MAE-B/16"]["0.75"]
     measured = f"{base['ratio']:.1f}" if "ratio" in base else "-"
-    minutes = statistics.mean(one["minutes"] for one in found.values())
+    took = statistics.mean(one["minutes"] for one in found.values())
     large = cost["MAE-L/16"]["0.75"]["flop_ratio"]
     return {
         "en": Row(
             "000", "MAE: hiding 75 % is best, and makes it three times as fast", evidence.shown_by(NAME, "en"),
-            f"best share: {head[0]}. {minutes:.1f} minutes of training each, one seed, linear probe on {here['classes']} folders of Open "
+            f"best share: {head[0]}. {took:.1f} minutes of training each, one seed, linear probe on {here['classes']} folders of Open "
             f"Clip Art: {listed(', ', 'pictures/s')}; untrained {percent(report['untrained'])}. Speed: an encoder that sees only what is "
             f"left is {eyes['ratio']:.1f} times as fast as one that carries all tokens at this size, {measured} times at MAE-B/16 (FLOP: "
             f"{eyes['flop_ratio']:.1f} and {base['flop_ratio']:.1f}; MAE-L/16 {large:.1f})",
         ),
         "zh": Row(
             "000", "MAE：遮住 75 % 最好，并且快三倍", evidence.shown_by(NAME, "zh"),
-            f"最佳比例：{head[1]}。每种训练 {minutes:.1f} 分钟，一个种子，在 Open Clip Art 的 {here['classes']} 个文件夹上做线性探针："
+            f"最佳比例：{head[1]}。每种训练 {took:.1f} 分钟，一个种子，在 Open Clip Art 的 {here['classes']} 个文件夹上做线性探针："
             f"{listed('、', '图/秒')}；未训练 {percent(report['untrained'])}。速度：只看可见部分的编码器，在这个尺寸上是带着全部 token 的 "
             f"{eyes['ratio']:.1f} 倍，在 MAE-B/16 上是 {measured} 倍（FLOP：{eyes['flop_ratio']:.1f} 与 {base['flop_ratio']:.1f}；"
             f"MAE-L/16 为 {large:.1f}）",

@@ -4,8 +4,8 @@
 
 The embedded detector reads the same pictures once; greedy suppression of doubles of the same class is then done or left out. If training
 gave each object to one query alone, suppression finds nothing to take away, and can only take what it should not. "doubles": detections of
-probability 0.5 or more, less the objects there are, a picture. The second half (places in two dimensions, in queries and keys alone, in
-every layer) needs detectors trained without each, and is NOT measured here.
+probability 0.5 or more, less the objects there are, a picture. The second half, where places must be told, is
+detr_positions.py's.
 
 Writes no_suppression.json.
 """
@@ -67,14 +67,14 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
             f"{'holds' if holds else 'does not hold'} for the embedded detector on {found['n']} held-out scenes: "
             f"AP {around(bare['AP'], 3)} without, {listed_en} with; "
             f"scenes read wholly right {around(bare['exact'], 3)} without, {around(found['0.5']['exact'], 3)} with it at 0.5; "
-            f"{around(found['doubles'])} detections too many a picture. Where places must be told, and in which layers: not measured, open",
+            f"{around(found['doubles'])} detections too many a picture. Where places must be told: `scripts/claims/detr_positions.py`",
         ),
         "zh": Row(
             "002", "DETR 不需要抑制重复的框", evidence.shown_by(NAME, "zh"),
             f"内置检测器在 {found['n']} 个留出场景上{'成立' if holds else '不成立'}："
             f"不抑制时 AP 为 {around(bare['AP'], 3)}，抑制阈值 {listed_zh}；"
             f"整个场景读对的比例，不抑制 {around(bare['exact'], 3)}，阈值 0.5 时 {around(found['0.5']['exact'], 3)}；"
-            f"平均每张图多出 {around(found['doubles'])} 个框。位置编码放在哪里、放在哪些层：尚未测量",
+            f"平均每张图多出 {around(found['doubles'])} 个框。位置编码放在哪里：见 `scripts/claims/detr_positions.py`",
         ),
     }  # fmt: skip
 
