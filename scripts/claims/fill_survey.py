@@ -26,6 +26,7 @@ from scripts.claims.evidence import ROOT, line
 SCRIPTS = (
     "zero_shot_or_probe", "right_or_wrong_captions", "mask_share", "window_attention", "no_suppression", "how_many_pictures",
     "vit_or_cnn", "panoptic", "words_or_labels", "pretraining", "detr_positions",
+    "noise_at_once", "how_many_steps", "what_to_predict", "which_variance", "one_shot", "cosine_or_linear", "ddim",
 )  # fmt: skip
 FIRST, LAST = "<!-- claims -->", "<!-- /claims -->"
 PAGES = {  # language -> (file, the section of the table, what is said first, the table's head)

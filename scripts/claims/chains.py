@@ -1,0 +1,222 @@
+"""What the claims about chains of noise share: arms of the recipe `ddpm` that differ in one thing, pictures drawn and kept, distances.
+
+An arm is a recipe with a name. It learns in RUNS/NAME-STEPS-SEED by the one trainer, which goes on where it was stopped, so that a claim
+that was interrupted is simply run again; claims that need the same arm find it there, and train it once. Drawn pictures stay beside it,
+a few in a file, with the seconds that they took. All arms of a claim see the same pictures, in the same order.
+
+Seconds are time of the processor, as in `minutes.py`; an arm's minutes are those of its run, by the clock on the wall.
+Shape legend: B batch, N drawn pictures, M real ones, C channels, H W grid, D width of the features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import triptych
+from scripts.claims import evidence
+from scripts.claims.evidence import ROOT, around
+from scripts.claims.how_many_pictures import Known
+from triptych import checkpoint, data
+from triptych.contracts import Prompt
+from triptych.data.index import as_images
+from triptych.judges import distribution
+from triptych.pipeline import Generator, TextToImage
+from triptych.recipe import Data, Recipe
+from triptych.training import train
+
+__all__ = [
+    "AHEAD", "Arm", "Ruler", "apart", "changed", "drawn", "drawn_by", "listed", "options", "parsed", "real_pictures", "report_of", "taught",
+    "told",
+]  # fmt: skip
+
+RUNS = "out/claims-runs/diffusion"  # from ROOT
+AHEAD = 10_000_000  # between the seeds of what is learnt from and of what it is compared with
+PIECE = 50  # pictures drawn together, and kept in one file
+Found = Mapping[str, Any]
+
+
+class Arm(NamedTuple):
+    """A trained arm: its model, its folder, and what is told of its training."""
+
+    model: Any
+    folder: Path
+    told: dict[str, Any]
+
+
+# --- a script's frame -------------------------------------------------------------------------------------------------------
+
+
+def options(says: str | None, n: int = 500) -> argparse.ArgumentParser:
+    """Those of every claim, and --steps, --n, --references, --runs."""
+    parser = evidence.options(says)
+    parser.add_argument("--steps", type=int, default=2500, help="of training, each arm")
+    parser.add_argument("--n", type=int, default=n, help="pictures drawn in each way")
+    parser.add_argument("--references", type=int, default=2000, help="real pictures they are compared with")
+    parser.add_argument("--runs", type=Path, default=ROOT / RUNS, help="where arms learn, and go on when a claim is run again")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """With --quick: two steps, few pictures, and nothing of an earlier time."""
+    args = parser.parse_args()
+    if args.quick:
+        args.steps, args.n, args.references, args.runs = 2, 8, 16, args.runs / "quick"
+        shutil.rmtree(args.runs, ignore_errors=True)
+    return args
+
+
+def report_of(args: argparse.Namespace, **eyes: Any) -> dict[str, Any]:
+    return evidence.begin(args, **eyes) | {"steps": args.steps, "n": args.n, "references": args.references, "arms": {}}
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------------
+
+
+def changed(recipe: Recipe, *, process: Mapping[str, Any] | None = None, unet: Mapping[str, Any] | None = None, **fields: Any) -> Recipe:
+    """The recipe with some settings of its process and of its network replaced, and some of its own fields."""
+    assert recipe.process is not None
+    return replace(
+        recipe, process=replace(recipe.process, config={**recipe.process.config, **(process or {})}),
+        family=replace(recipe.family, config={**recipe.family.config, **(unet or {})}), **fields,
+    )  # fmt: skip
+
+
+def taught(name: str, recipe: Recipe, args: Any, report: dict[str, Any] | None = None) -> Arm:
+    """Train it, or what is left to train of it; the report's `arms` are told of it."""
+    recipe = replace(
+        recipe, name=name, steps=args.steps, seed=args.seed, validate_every=args.steps, preview_every=args.steps, preview_prompts=(),
+        save_every=min(250, args.steps), keep=1,
+    )  # fmt: skip
+    quick: dict[str, Any] = {}
+    if args.quick:
+        recipe, quick = replace(recipe, batch=8, compile=False), {"data": data.build(recipe.data)}  # and no held-out loss
+    folder = args.runs / f"{name}-{args.steps}-{args.seed}"
+    print(f"{name}: {folder}", file=sys.stderr, flush=True)
+    result = train(recipe, out=folder, resume=True, **quick)
+    if result.exit_code:  # somebody stopped it: the same command goes on
+        sys.exit(result.exit_code)
+    assert result.model is not None
+    model = triptych.load(result.model)
+    card = model.generator.network.card
+    known = {
+        "minutes": 60 * card["hours"], "pictures": card["examples"], "parameters": card["parameters"], "fingerprint": card["fingerprint"],
+        "held_out": result.validation,
+    }  # fmt: skip
+    if report is not None:
+        report["batch"] = recipe.batch
+        report["arms"][name] = known
+    return Arm(model, folder, known)
+
+
+def drawn_by(model: Any, **process: Any) -> Any:
+    """The same panels, the process's settings changed: for what says how to draw, and was no part of training."""
+    made = type(model.generator.process)(replace(model.generator.process.config, **process))
+    generator = Generator(model.generator.network, made)
+    return TextToImage(model.text_encoder, generator, model.decoder, name=model.name, sampling=model.sampling, size=model.size)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------------
+
+
+def drawn(model: Any, folder: Path, args: Any, prompts: Sequence[Prompt] = (), **how: Any) -> tuple[Tensor, float]:
+    """args.n pictures [N, 3, H, W] in [-1, 1], and how many seconds one took; what is in the folder already is not drawn again.
+
+    prompts: as many, or none for a model that hears nothing.  how: of the process's Sampling; each guess of x0 is held to the range of
+    pixels, as the recipe draws, unless it says otherwise.
+    """
+    said, how = list(prompts) or [Prompt()] * args.n, {"threshold": "static", **how}
+    process, settings = model.generator.process, dataclasses.asdict(model.settings(**how))
+    of = {
+        "weights": model.fingerprints, "process": dataclasses.asdict(process.config), "how": settings, "seed": args.seed,
+        "said": [(one.text, one.label) for one in prompts],
+    }  # fmt: skip
+    digest = hashlib.blake2b(json.dumps(of, sort_keys=True).encode(), digest_size=6).hexdigest()
+    kept = folder / "drawn" / f"{settings['sampler']}-{settings['steps']}-{digest}"
+    kept.mkdir(parents=True, exist_ok=True)
+    pictures, seconds = [], 0.0
+    for first in range(0, args.n, PIECE):
+        rows = range(first, min(first + PIECE, args.n))
+        path = kept / f"{rows.start:05d}-{rows.stop:05d}.safetensors"
+        if not path.is_file():
+            begun = _worked()
+            made = model.generate(said[rows.start : rows.stop], seeds=[args.seed + i for i in rows], batch_size=PIECE, **how)
+            spent = torch.tensor(_worked() - begun, dtype=torch.float64)
+            checkpoint.write_atomically(path, save({"pictures": torch.from_numpy(np.stack([np.array(one) for one in made])), "s": spent}))
+            print(f"{model.name}, {kept.name}: {rows.stop} of {args.n}", file=sys.stderr, flush=True)
+        found = load_file(path)
+        pictures.append(found["pictures"].numpy())
+        seconds += float(found["s"])
+    return as_images(list(np.concatenate(pictures))), seconds / args.n
+
+
+def _worked() -> float:
+    """Seconds of work, if all threads that compute work all the time."""
+    return time.monotonic() if torch.cuda.is_available() else time.process_time() / torch.get_num_threads()
+
+
+def real_pictures(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
+    """The first n of another order of what training shows: as it, and none of it (the scenes have no end)."""
+    source = data.build(spec)
+    rows = [source.row(seed + AHEAD, i) for i in range(n)]
+    return as_images([row.picture for row in rows]), [row.prompt for row in rows]
+
+
+# --- distances --------------------------------------------------------------------------------------------------------------
+
+
+class Ruler:
+    """FD, precision and recall of pictures, from real ones, through the eyes. floor: those of as many other real pictures."""
+
+    def __init__(self, eyes: Any, spec: Data, args: Any) -> None:
+        self.sight, self.resamples = eyes.sight(), 5 if args.quick else 200
+        self.real_MD = self.sight.features(real_pictures(spec, args.references, args.seed)[0])
+        self.floor = self(real_pictures(spec, args.n, args.seed + AHEAD)[0])
+
+    def __call__(self, images_NCHW: Tensor) -> dict[str, float]:
+        """value, low, high: FD and 1.96 deviations of its bootstrap over the drawn pictures; precision, recall."""
+        config = distribution.Config(scores=("FD", "PR"), resamples=self.resamples)
+        judge = distribution.Distribution(config, eyes=Known("here"))
+        judge.add(self.sight.features(images_NCHW), (), self.real_MD)
+        result = judge.result()
+        fd = {name: result[f"FD(here){tail}"] for name, tail in (("value", ""), ("low", "_low"), ("high", "_high"))}
+        return {**fd, "precision": result["precision(here)"], "recall": result["recall(here)"]}
+
+
+def apart(a: Found, b: Found) -> int:
+    """-1: a is lower than b, 1: higher, 0: their intervals overlap."""
+    return (a["low"] > b["high"]) - (a["high"] < b["low"])
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------------
+
+
+def told(report: Found) -> tuple[str, str]:
+    """How long arms learnt, and how many pictures were drawn, as rows say it, in English and Chinese."""
+    took = [one["minutes"] for one in report["arms"].values()]
+    least, most = (f"{one:.1f}" for one in (min(took), max(took)))
+    spans = least if least == most else f"{least}-{most}"
+    steps, batch, n, m = (f"{report[key]:,}" for key in ("steps", "batch", "n", "references"))
+    return (
+        f"{steps} steps of {batch} pictures ({spans} minutes) each, one seed; FD of {n} drawn scenes from {m} real ones",
+        f"每种训练 {steps} 步、每步 {batch} 张图（{spans} 分钟），一个种子；FD 由 {n} 张生成图与 {m} 张真实图算得",
+    )
+
+
+def listed(found: Mapping[str, Found], comma: str = ", ", digits: int = 1) -> str:
+    """name value [low, high], one after another."""
+    return comma.join(f"{name} {around(one, digits)}" for name, one in found.items())
