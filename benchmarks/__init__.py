@@ -8,4 +8,8 @@
     worker.py     one process a side: libraries and settings of one do not reach into the other
     race.py       rounds in turn, medians, quartiles            machine.py    what this machine can do at best
     report.py     docs/results/benchmarks.json and .md
+
+    race_unets.py the command for U-Nets: steps, loading, training; SD 1.5's at full size; docs/results/benchmarks_unet.json and .md
+    unets.py      their shapes, our lanes, and what is counted of them
+    time_to_quality.py   minutes to the score that diffusers' plain loop reaches in half an hour
 """

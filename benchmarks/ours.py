@@ -22,7 +22,7 @@ from triptych.recipe import Family, Optimizer, Recipe
 from triptych.training.report import Report
 from triptych.training.run import Run
 
-__all__ = ["evaluation", "load", "network_of", "training", "trajectory"]
+__all__ = ["Given", "evaluation", "load", "network_of", "training", "trajectory"]
 
 
 def load(folder: Path) -> DiT:
@@ -84,12 +84,12 @@ def trajectory(network: DiT, model: str, given: Inputs, dtype: torch.dtype, sett
     return lambda: sample(process, network, cond, null, how, start, rng)
 
 
-class _Given:
+class Given:
     """A Task whose latents and conditions are given, as the peer's are: what is timed is learning."""
 
-    def __init__(self, network: nn.Module, latents: Latents) -> None:
+    def __init__(self, network: nn.Module, latents: Latents, process: Any = None) -> None:
         self.modules, self.latents = nn.ModuleDict({"generator": network}), latents
-        self.process = RectifiedFlow(FlowConfig(target="v", uniform=0.0))
+        self.process = process or RectifiedFlow(FlowConfig(target="v", uniform=0.0))
 
     def panels(self) -> dict[str, nn.Module]:
         return dict(self.modules.items())
@@ -110,7 +110,7 @@ class _Given:
 def training(network: DiT, model: str, given: Inputs, bf16: bool, compiled: bool) -> Callable[[], Tensor]:
     """One step by the trainer's `Run.update`, averages of the weights off as in the peer's loop; returns the loss."""
     cond, null = conditions(model, given)
-    task: Any = _Given(network.train().requires_grad_(True), Latents(z=given.noise_PCHW.clamp(-1, 1), cond=cond, null=null))
+    task: Any = Given(network.train().requires_grad_(True), Latents(z=given.noise_PCHW.clamp(-1, 1), cond=cond, null=null))
     recipe = Recipe(
         name="benchmark", panel="generators", family=Family(name="dit"), batch=len(given.noise_PCHW), ema=0.0, compile=compiled,
         precision="bf16" if bf16 else "float32", optimizer=Optimizer(lr=1e-4, warmup=0.0, decay=0.0), steps=10**9,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.race import Result
+from benchmarks.setting import Lane
 
-__all__ = ["agreement", "write"]
+__all__ = ["agreement", "row_of", "write"]
 
 MODELS = {
     "paper": "the paper's DiT (class labels) against `DiTTransformer2DModel`",
@@ -56,14 +58,16 @@ def agreement(results: Sequence[Result]) -> dict[str, float]:
     return told
 
 
-def write(folder: Path, found: Mapping[str, Any]) -> None:
-    """Merge `found` into what is there: parts that were not measured now stay."""
+def write(
+    folder: Path, found: Mapping[str, Any], name: str = "benchmarks", page: Callable[[Mapping[str, Any]], str] | None = None
+) -> None:  # fmt: skip
+    """Merge `found` into what is there: parts that were not measured now stay.  name: of both files.  page: figures to markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "benchmarks.json"
+    path = folder / f"{name}.json"
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     every = {**old, **found}
     path.write_text(json.dumps(_rounded(every), indent=1) + "\n", encoding="utf-8")
-    (folder / "benchmarks.md").write_text(_markdown(every), encoding="utf-8")
+    (folder / f"{name}.md").write_text((page or _markdown)(every), encoding="utf-8")
 
 
 def _rounded(value: Any) -> Any:
@@ -104,24 +108,24 @@ def _part(name: str, part: Mapping[str, Any]) -> list[str]:
         lines += [f"| | ms | ± | {unit} | share | ratio | vs default | agrees |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
         base = {lane["precision"]: lane["median_s"] for lane in lanes if lane["side"] == "diffusers" and not lane["compiled"]}
         for lane in lanes:
-            lines.append(_row(lane, per, c, base, race["agreement"]))
+            lines.append(row_of(lane, per, c, base, race["agreement"]))
         lines.append("")
     return lines
 
 
-def _row(
+def row_of(
     lane: Mapping[str, Any], per: int, ceilings: Mapping[str, float], base: Mapping[str, float], agreement: Mapping[str, float]
 ) -> str:  # fmt: skip
-    name = " ".join([lane["side"], lane["precision"], *(["compiled"] if lane["compiled"] else [])])
+    name = Lane(**{one.name: lane[one.name] for one in fields(Lane) if one.name in lane}).name
     t, (low, high) = lane["median_s"], lane["quartiles_s"]
-    share = lane["flop"] / t / 1e9 / ceilings[lane["precision"]]
+    share = f"{lane['flop'] / t / 1e9 / ceilings[lane['precision']]:.0%}" if lane["flop"] else ""
     ratio = f"{base[lane['precision']] / t:.2f}" if lane["precision"] in base else ""
     default = f"{base['float32'] / t:.2f}" if "float32" in base else ""
     close = "" if name not in agreement else f"{agreement[name]:.0f} dB" if lane["job"] == "trajectory" else f"{agreement[name]:.0e}"
     if close == "0e+00" or agreement.get(name, 0) > 200:
         close = "itself"
     shown = f"**{name}**" if lane["side"] == "ours" else name
-    cells = [shown, f"{t * 1e3:.1f}", f"{(high - low) / 2 * 1e3:.1f}", f"{per / t:.1f}", f"{share:.0%}", ratio, default, close]
+    cells = [shown, f"{t * 1e3:.1f}", f"{(high - low) / 2 * 1e3:.1f}", f"{per / t:.1f}", share, ratio, default, close]
     return f"| {' | '.join(cells)} |"
 
 

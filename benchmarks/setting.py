@@ -34,22 +34,25 @@ class Lane:
     """One thing that is timed.
 
     side: "ours", "diffusers", or "diffusers+malloc": with our setting of malloc, which is no part of diffusers.
-    model: "paper" (DiT, labels), "cross" (adaLN-single, cross-attention: PixArt's form), "modern" (ours alone).
+    model: "paper" (DiT, labels), "cross" (adaLN-single, cross-attention: PixArt's form), "modern" (ours alone), or one of `unets.SHAPES`.
     job: "evaluation" (one pass of the network over all rows of a guided batch), "trajectory" (noise to latents, all of it),
-        "training" (forward, backward, clipping, optimizer).
+        "training" (forward, backward, clipping, optimizer), "loading" (from a folder to a network that can be asked).
+    channels_last: the peer's layout as its documentation advises; ours has it always.
     pictures: guided pictures drawn together; the network sees twice as many rows.  Training takes `Setting.batch` pictures.
     """
 
     side: str
-    model: Literal["paper", "cross", "modern"]
-    job: Literal["evaluation", "trajectory", "training"]
+    model: str
+    job: Literal["evaluation", "trajectory", "training", "loading"]
     precision: Literal["float32", "bf16"]
     compiled: bool = False
     pictures: int = 1
+    channels_last: bool = False
 
     @property
     def name(self) -> str:
-        return " ".join([self.side, self.precision, *(["compiled"] if self.compiled else [])])
+        ways = {"channels-last": self.channels_last, "compiled": self.compiled}
+        return " ".join([self.side, self.precision, *(way for way, taken in ways.items() if taken)])
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -74,10 +74,14 @@ class _Side:
         return ceilings()
 
     def make(self, models: list[str]) -> dict[str, Any]:
-        from benchmarks.peers import diffusers_models
+        from benchmarks.peers import diffusers_models, diffusers_unets
+        from benchmarks.unets import SHAPES
 
         for model in models:
-            diffusers_models.make(model, self.setting, self.folder / model)
+            if model in SHAPES:
+                diffusers_unets.make(SHAPES[model], self.folder / model)
+            else:
+                diffusers_models.make(model, self.setting, self.folder / model)
         return {}
 
     def prepare(self, key: str, lane: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +93,11 @@ class _Side:
         from benchmarks.setting import Lane, inputs
 
         lane_ = Lane(**lane)
-        rows = self.setting.batch if lane_.job == "training" else lane_.pictures
-        run = self._build(lane_, inputs(self.setting, rows))
+        if lane_.model.startswith(("unet", "sd-")):
+            run = self._unet(lane_)
+        else:
+            rows = self.setting.batch if lane_.job == "training" else lane_.pictures
+            run = self._build(lane_, inputs(self.setting, rows))
         counter = FlopCounterMode(display=False, custom_mapping=_flop_formulas())
         with torch.compiler.set_stance("force_eager"):  # the counter does not see into compiled code
             run()  # the trainer's first step is made more than once, to compare
@@ -129,6 +136,41 @@ class _Side:
             return diffusers_train.training(network, lane.model, given, bf16)
         return (side.evaluation if lane.job == "evaluation" else side.trajectory)(network, lane.model, given, dtype, self.setting)
 
+    def _unet(self, lane: Any) -> Callable[[], Any]:
+        """A lane of `unets.SHAPES`."""
+        import torch
+
+        from benchmarks import unets
+
+        shape, folder, bf16 = unets.SHAPES[lane.model], self.folder / lane.model, lane.precision == "bf16"
+        dtype = torch.bfloat16 if bf16 and lane.job != "training" else torch.float32
+        given = unets.inputs(shape, shape.batch if lane.job == "training" else lane.pictures)
+        if self.side == "ours":
+            from triptych.layers import conv, linear
+
+            if lane.job == "loading":
+                return unets.loading(folder, dtype)
+            network = unets.load(folder, dtype)
+            if lane.job == "training":
+                return unets.training(network, given, bf16, lane.compiled)
+            if lane.compiled:
+                network.compile(dynamic=False)
+            else:
+                linear.pack(network)
+                conv.pack(network)
+            return unets.evaluation(network, given)
+        from benchmarks.peers import diffusers_train, diffusers_unets
+
+        if lane.job == "loading":
+            return diffusers_unets.loading(shape, folder, dtype)
+        unet = diffusers_unets.load(shape, folder, dtype)
+        if lane.compiled:
+            unet.compile(dynamic=False)
+        if lane.job == "training":
+            loop, latents = diffusers_train.Loop(unet, bf16=bf16), given.noise_PCHW.clamp(-1, 1)
+            return lambda: loop.step(latents, given.tokens_PLD)
+        return diffusers_unets.evaluation(unet, given, dtype, lane.channels_last)
+
     def time(self, key: str, repeats: int) -> dict[str, Any]:
         """Seconds of each of `repeats` calls; of many short ones the first is not counted, since the caches were somebody else's."""
         run, seconds = self.lanes[key], []
@@ -142,8 +184,9 @@ class _Side:
 
 
 def _flop_formulas() -> dict[Any, Any]:
-    """torch's counter knows its own products; the one of `triptych.layers.linear` is called by another name."""
+    """torch's counter knows its own products; the one of `triptych.layers.linear` has another name, and attention another on a CPU."""
     import torch
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
     def linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
         rows = 1
@@ -151,7 +194,17 @@ def _flop_formulas() -> dict[Any, Any]:
             rows *= side
         return 2 * rows * weight[0] * weight[1]
 
-    return {torch.ops.mkldnn._linear_pointwise: linear}
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(grad, q, k, v)
+
+    return {
+        torch.ops.mkldnn._linear_pointwise: linear,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
 
 
 def main() -> None:

@@ -161,13 +161,15 @@ class TextToImage:
             images += self._decode(z, cond, decode_how, rng)
         return images
 
-    def latents(self, prompts: Sequence[str | int | Prompt], *, seeds: Sequence[int] | None = None, **sampling: Any) -> Tensor:
-        """What panel 2 draws, before panel 3: standardised latents [B, ...]."""
+    def latents(
+        self, prompts: Sequence[str | int | Prompt], *, seeds: Sequence[int] | None = None, noise: Tensor | None = None,
+        negative: Sequence[str] | str | None = None, size: tuple[int, int] | None = None, **sampling: Any,
+    ) -> Tensor:  # fmt: skip
+        """What panel 2 draws, before panel 3: standardised latents [B, ...]. Arguments and errors as of `generate`."""
         said = [Prompt.of(p) for p in prompts]
         rng = Rng.of_seeds(list(range(len(said))) if seeds is None else list(seeds))
-        return self._latents(said, None, self.settings(**sampling), self._shape(None, None), None, rng, None, None, self._pull(None, None))[
-            0
-        ]
+        against, shape, pull = _as_many(negative, len(said)), self._shape(size, noise), self._pull(None, None)
+        return self._latents(said, against, self.settings(**sampling), shape, noise, rng, None, None, pull)[0]
 
     def settings(self, **sampling: Any) -> Any:
         """The process's Sampling: this model's defaults, then what is asked. Raises ValueError for a setting it does not have."""
@@ -297,15 +299,25 @@ class TextToImage:
 
 
 def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> Any:
-    """A model by an embedded name ("emoji") or a folder: a TextToImage, or Eyes where there is a vision system and no generator.
+    """A model by an embedded name ("emoji") or a folder, ours or one that diffusers or transformers saved.
 
+    A TextToImage; Eyes where there is a vision system and no generator; an AutoencoderKL that stands alone as the decoder that it is.
     Raises ValueError with the nearest name, or what is wrong in the folder.
     """
-    return load_eyes(model, device=device) if is_eyes(model) else load_generator(model, device=device, precision=precision)
+    theirs = _diffusers(model)
+    if theirs is not None and theirs.is_decoder(checkpoint.locate(model)):
+        return theirs.read_decoder(checkpoint.locate(model), _dtype(precision)).to(device)
+    eyes = theirs is None and is_eyes(model)
+    return load_eyes(model, device=device) if eyes else load_generator(model, device=device, precision=precision)
 
 
 def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> TextToImage:
-    """Three panels, joined. Raises ValueError as `load` does, and for eyes."""
+    """Three panels, joined. Raises ValueError as `load` does, and for eyes. A foreign folder's weights are in `precision` themselves."""
+    if (theirs := _diffusers(model)) is not None:
+        folder = checkpoint.locate(model)
+        found = theirs.read(folder, _dtype(precision))
+        panels = found.text_encoder, Generator(found.network, found.process), found.decoder
+        return TextToImage(*panels, name=folder.name, sampling=found.sampling, size=found.size).to(device, precision)
     if is_eyes(model):
         raise ValueError(f"{model} are eyes: they look at pictures and draw none; `triptych list` names the models that draw")
     text_encoder = checkpoint.load_panel(model, "text_encoder")
@@ -321,6 +333,22 @@ def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "
     ).to(device, precision)  # fmt: skip
     pack(network)
     return joined
+
+
+def _diffusers(model: str | Path) -> Any:
+    """`interop.diffusers_folder`, if the model is a folder that diffusers saved; else None."""
+    folder = checkpoint.locate(model)
+    if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+        return None
+    from .interop import diffusers_folder
+
+    return diffusers_folder if diffusers_folder.is_diffusers(folder) else None
+
+
+def _dtype(precision: str) -> torch.dtype:
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"precision {precision!r}: there are float32 and bf16")
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _size_of(described: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -2,20 +2,25 @@
 
 Random times by `compute_density_for_timestep_sampling` (logit-normal), the velocity as target, autocast for bf16 as accelerate
 does it, gradients clipped to 1, `torch.optim.AdamW`. Latents and text states are given: nothing is encoded here.
+
+`Loop` is that of train_unconditional.py and train_text_to_image.py: `DDPMScheduler`, noise as the target, a constant learning rate behind
+a warmup, `EMAModel`; without accelerate, whose part on one machine is autocast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from diffusers import ModelMixin
-from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+from diffusers import DDPMScheduler, ModelMixin
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel, compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor
 
 from benchmarks.setting import Inputs
 
-__all__ = ["training"]
+__all__ = ["Loop", "training"]
 
 
 def training(transformer: ModelMixin, model: str, given: Inputs, bf16: bool) -> Callable[[], Tensor]:
@@ -48,3 +53,35 @@ def training(transformer: ModelMixin, model: str, given: Inputs, bf16: bool) -> 
         return loss.detach()
 
     return run
+
+
+class Loop:
+    """The examples' loop, step by step. `step(latents, words)` learns from a batch and returns its loss.
+
+    words: hidden states of a text encoder, [B, L, D], or None. Numbers are the examples' defaults.
+    """
+
+    def __init__(self, unet: ModelMixin, *, bf16: bool = False, lr: float = 1e-4, warmup: int = 500, schedule: Any = "linear") -> None:
+        self.unet, self.bf16 = unet.train(), bf16
+        self.noise_scheduler: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule=schedule)
+        self.optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+        self.lr_scheduler = get_scheduler("constant_with_warmup", optimizer=self.optimizer, num_warmup_steps=warmup)
+        self.ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
+
+    def step(self, latents: Tensor, words: Tensor | None = None) -> Tensor:
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(latents),), device=latents.device).long()
+        noisy_latents = self.noise_scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            if words is None:
+                model_pred = self.unet(noisy_latents, timesteps, return_dict=False)[0]
+            else:
+                model_pred = self.unet(noisy_latents, timesteps, words, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(model_pred.float(), noise.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.unet.parameters())
+        return loss.detach()

@@ -169,6 +169,26 @@ def train(
     run(recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, dry_run=dry_run, as_json=as_json)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model or a model's folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="diffusers.")] = "diffusers",
+    steps: Annotated[int | None, typer.Option("--steps", help="Of the call that is printed.  [default: the model's]")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Of the call that is printed; 1 = off.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", metavar="NAME", help="Which scheduler it gets.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a model as a folder that diffusers loads, and samples to the same picture.
+
+    \b
+    triptych export my-model --format diffusers --out my-model-diffusers
+    """
+    from .export import run
+
+    run(model, form=form, out=out, steps=steps, guidance=guidance, sampler=sampler, as_json=as_json)
+
+
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Models, recipes, families, samplers, data.

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.layers.blocks import RMSNorm
-from triptych.layers.conv import Enlarge, GroupNorm
+from triptych.layers.conv import Conv, Enlarge, GroupNorm, unpack
 from triptych.layers.linear import Linear
-from triptych.layers.unet import Clock, DownPath, Heard, Level, Plan, TextKeys, TimeBlock, per_level
+from triptych.layers.unet import Clock, DownPath, Heard, Level, Plan, TextKeys, TimeBlock, per_level, together
 
 __all__ = ["UNet", "Config", "SIZES"]
 
@@ -103,10 +103,12 @@ class UNet(nn.Module):
 
     H and W need not be those of `latent`. Where a symmetric convolution halves them they may be any; else they are multiples of 2 to
     the number of levels less one. `cond.concat_BCHW` has the sides of x_t.
+    cond may have k times the rows of x_t and the clock: row i of them hears rows i, B + i, ... of it, one answer each in its order.
     Raises ValueError for latents that are no image, and for widths, heads, groups and levels that do not fit.
     """
 
     role = "denoiser"
+    branches = True  # k rows of the condition for each of x_t: what they share is computed once
 
     def __init__(self, config: Config, *, latent: LatentSpace, condition: ConditionSpec) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class UNet(nn.Module):
         self.down = DownPath(plan, channels + condition.concat)
         self.up = _way_up(plan, list(self.down.kept), c.skips)
         self.norm = GroupNorm(c.norm_groups, plan.widths[0], c.norm_eps)
-        self.head = nn.Conv2d(plan.widths[0], channels * (2 if c.learn_sigma else 1), 3, padding=1)
+        self.head = Conv(plan.widths[0], channels * (2 if c.learn_sigma else 1), 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -145,10 +147,11 @@ class UNet(nn.Module):
         for level in self.up:
             for stage in level.stages:  # type: ignore[union-attr]
                 skip = skips.pop()
-                x = stage(torch.cat([x, skip], dim=1) if self.config.skips else x, heard)
+                x = stage(torch.cat(together(x, skip), dim=1) if self.config.skips else x, heard)
             if level.resize is not None:
                 x = level.resized(x, heard, skips[-1].shape[2:])  # type: ignore[operator]
-        return self.head(F.silu(self.norm(x))).to(x_t.dtype)
+        out = self.head(F.silu(self.norm(x))).to(x_t.dtype)
+        return together(out, next(iter(cond.ports().values()), out))[0]  # a port may speak that nobody here hears
 
     def _entering(self, x_t: Tensor, cond: Condition) -> Tensor:
         """x_t, and below it the pictures that condition."""
@@ -160,7 +163,7 @@ class UNet(nn.Module):
             beside = _heard(cond, "concat_BCHW")
             if beside.shape[2:] != x_t.shape[2:]:
                 raise ValueError(f"concat_BCHW is {tuple(beside.shape[2:])}, the latents are {height} x {width}: give it their sides")
-            x_t = torch.cat([x_t, beside.to(x_t.dtype)], dim=1)
+            x_t = torch.cat(together(x_t, beside.to(x_t.dtype)), dim=1)
         return x_t.to(self.dtype)
 
     def _beside(self, cond: Condition) -> list[Tensor]:
@@ -181,6 +184,11 @@ class UNet(nn.Module):
         if prepared_BMX is None:
             prepared_BMX = self.text(_heard(cond, "tokens_BLD").to(self.dtype))
         return iter(self.text.split(prepared_BMX))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile`, for which weights are as they were."""
+        unpack(self)
+        super().compile(*args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:

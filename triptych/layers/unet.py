@@ -3,6 +3,10 @@
 A block hears a row of numbers, its modulation, which one product makes for all blocks of a network (`Clock`); an attention hears
 the words' keys and values, which one product makes for all of them (`TextKeys`). `Heard` hands both out in the order of the blocks.
 
+A picture may be told more than one thing: where the condition has k times the pictures' rows, row i stands for rows i, B + i, ... of
+it. What is the same for all of them is computed once; where what was told comes in, the rows become as many (`together`). So both
+branches of guidance share a prefix: with SD 1.5 all up to the first question to the words.
+
 Shape legend: B batch, C channels, H W grid, L = H W positions, M words, D width, N heads, d = C / N, E width of the time's code.
 Pictures inside are channels-last: the products over positions then need no copies.
 """
@@ -21,13 +25,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.layers.attention import attend
-from triptych.layers.conv import Down, Enlarge, GroupNorm, doubled, halved
+from triptych.layers.conv import Conv, Down, Enlarge, GroupNorm, doubled, halved
 from triptych.layers.embed import timestep_embedding
 from triptych.layers.linear import Linear
 
 __all__ = [
     "AttentionPool", "Clock", "DownPath", "Heard", "Level", "Plan", "SpatialAttention", "Stage", "TextKeys", "TimeBlock", "Transformer",
-    "per_level",
+    "per_level", "together",
 ]  # fmt: skip
 
 Text = tuple[Tensor, Tensor]  # keys and values, [B, N, M, d] each
@@ -96,6 +100,13 @@ def per_level(value: int | Sequence[int], levels: int, name: str) -> tuple[int, 
     return numbers
 
 
+def together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with as many rows as the longer one, whose number is a multiple of the other's; the same tensors where they are as long."""
+    if len(a) == len(b):
+        return a, b
+    return (a, torch.cat([b] * (len(a) // len(b)))) if len(a) > len(b) else (torch.cat([a] * (len(b) // len(a))), b)
+
+
 # --- time ---------------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +131,7 @@ class Clock(nn.Module):
         with nullcontext() if clock_B.is_meta else torch.autocast(clock_B.device.type, enabled=False):
             code_BE = self.second(F.silu(self.first(self._sines(clock_B).to(self.first.weight.dtype))))
             for said_BE in beside:
+                code_BE, said_BE = together(code_BE, said_BE)
                 code_BE = code_BE + said_BE
             return iter(self.modulation(F.silu(code_BE)).split(self.modulations, dim=1))
 
@@ -148,11 +160,11 @@ class TimeBlock(nn.Module):
         self.form, self.resample = form, resample
         self.modulation_width = out_channels * (2 if form == "scale_shift" else 1)
         self.norm1 = GroupNorm(groups, in_channels, eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv(in_channels, out_channels, 3, padding=1)
         self.norm2 = GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2 = Conv(out_channels, out_channels, 3, padding=1)
+        self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
@@ -162,13 +174,14 @@ class TimeBlock(nn.Module):
             resampled = halved if self.resample == "down" else doubled
             x, h = resampled(x), resampled(h)
         h = self.conv1(h)
-        told = modulation_BM[:, :, None, None].to(h.dtype)
+        h, told = together(h, modulation_BM[:, :, None, None].to(h.dtype))
         if self.form == "scale_shift":
             scale, shift = told.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + told)
-        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+        x, h = together(self.shortcut(x), h)
+        return x + self.conv2(self.dropout(F.silu(h)))
 
 
 # --- attention ----------------------------------------------------------------------------------------------------------
@@ -192,15 +205,18 @@ class SpatialAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, texts: Iterator[Text | None], mask_BM: Tensor | None) -> Tensor:
-        q, k, v = rearrange(self.qkv(positions(self.norm(x))), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
-        mask_B11K = None
+        asked_BLX, mask_B11K = self.qkv(positions(self.norm(x))), None
         text = next(texts) if self.listeners else None
+        if text is not None:
+            asked_BLX, _ = together(asked_BLX, text[0])
+        q, k, v = rearrange(asked_BLX, "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
         if text is not None:
             k, v = (torch.cat([said.to(k.dtype), own], dim=2) for said, own in zip(text, (k, v), strict=True))
             if mask_BM is not None:  # the positions' own keys stand behind the words'
                 mask_B11K = F.pad(mask_BM, (0, q.shape[2]), value=True)[:, None, None]
         heard = rearrange(attend(q, k, v, mask_B11K), "b n l d -> b l (n d)")
-        return x + rearrange(self.out(heard), "b (h w) c -> b c h w", h=x.shape[2])
+        x, heard = together(x, rearrange(self.out(heard), "b (h w) c -> b c h w", h=x.shape[2]))
+        return x + heard
 
 
 class TransformerBlock(nn.Module):
@@ -220,8 +236,10 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BLD: Tensor, text: Text, mask_B11M: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm1(x_BLD)), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
         x_BLD = x_BLD + self.out(rearrange(attend(q, k, v), "b n l d -> b l (n d)"))
-        q = rearrange(self.cross_query(self.norm2(x_BLD)), "b l (n d) -> b n l d", n=self.num_heads)
+        q_BLD, _ = together(self.cross_query(self.norm2(x_BLD)), text[0])
+        q = rearrange(q_BLD, "b l (n d) -> b n l d", n=self.num_heads)
         k, v = (said.to(q.dtype) for said in text)
+        x_BLD, _ = together(x_BLD, q)
         x_BLD = x_BLD + self.cross_out(rearrange(attend(q, k, v, mask_B11M), "b n l d -> b l (n d)"))
         a, gate = self.up(self.norm3(x_BLD)).chunk(2, dim=-1)
         return x_BLD + self.down(a * F.gelu(gate))
@@ -247,7 +265,8 @@ class Transformer(nn.Module):
         mask_B11M = None if mask_BM is None else mask_BM[:, None, None]
         for block in self.blocks:
             h_BLD = block(h_BLD, next(texts), mask_B11M)
-        return x + rearrange(self.leave(h_BLD), "b (h w) c -> b c h w", h=x.shape[2])
+        x, h = together(x, rearrange(self.leave(h_BLD), "b (h w) c -> b c h w", h=x.shape[2]))
+        return x + h
 
 
 class TextKeys(nn.Module):
@@ -328,7 +347,7 @@ class DownPath(nn.Module):
     def __init__(self, plan: Plan, in_channels: int) -> None:
         super().__init__()
         last, channels = len(plan.widths) - 1, plan.widths[0]
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.stem = Conv(in_channels, channels, 3, padding=1)
         self.kept = [channels]  # channels of what the way up is handed, in order
         levels = []
         for i, width in enumerate(plan.widths):

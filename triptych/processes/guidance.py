@@ -44,6 +44,8 @@ class ClassifierFree(nn.Module):
     scale_B: float, 1 = off.
     interval_B2: guidance acts where interval[0] <= clock <= interval[1]: times in the clock's unit, `process.clock(t)`.
 
+    A network with `branches` is given x once with both conditions, and computes once what its rows share. Other rows of x are given twice.
+
     scale_B, interval_B2 and the clock may lie on the CPU while x is elsewhere: then nothing waits for the device.
     """
 
@@ -61,7 +63,9 @@ class ClassifierFree(nn.Module):
         if not guided_B.any():
             return _wide(self.network(x, clock, cond))
         if guided_B.all():
-            both = self.network(torch.cat([x, x]), torch.cat([clock, clock]), cond.cat([self.null]))
+            heard = cond.cat([self.null])
+            once = getattr(self.network, "branches", False) and bool(heard.ports())
+            both = self.network(x, clock, heard) if once else self.network(torch.cat([x, x]), torch.cat([clock, clock]), heard)
             c, u = _wide(both).split(count)
             return self._apart(c, u, guided_B, x)
         which = guided_B.nonzero().flatten()
