@@ -43,6 +43,7 @@ LEVELS = [
 SIDEWAYS = {
     ("pipeline", "checkpoint"),
     ("pipeline", "eyes"),
+    ("pipeline", "interop"),
     ("eyes", "checkpoint"),
     ("eyes", "interop"),
     ("interop", "checkpoint"),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import catalog, checkpoint
 from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
 from .eyes import Eyes, is_eyes, load_eyes
-from .layers.linear import pack
+from .layers import conv, linear
 from .processes import sample
 from .processes.guidance import CriticGuidance, Guide
 
@@ -320,6 +320,8 @@ def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "
         return TextToImage(*panels, name=folder.name, sampling=found.sampling, size=found.size).to(device, precision)
     if is_eyes(model):
         raise ValueError(f"{model} are eyes: they look at pictures and draw none; `triptych list` names the models that draw")
+    if not checkpoint.has_panel(model, "generator"):
+        raise ValueError(f"{model}: the generator is missing, so it draws nothing; `triptych list` names the models that draw")
     text_encoder = checkpoint.load_panel(model, "text_encoder")
     decoder = checkpoint.load_panel(model, "decoder")
     network = checkpoint.load_panel(model, "generator", latent=decoder.latent, condition=text_encoder.gives)
@@ -331,7 +333,8 @@ def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "
         text_encoder, generator, decoder, name=name, sampling=described.get("sampling"), size=_size_of(described),
         guide=_guide_of(described),
     ).to(device, precision)  # fmt: skip
-    pack(network)
+    linear.pack(network)
+    conv.pack(network)
     return joined
 
 

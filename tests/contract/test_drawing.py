@@ -118,8 +118,8 @@ def test_rows_join_and_leave(drawing: tiny.Drawing) -> None:
     """Rows at steps of their own, with other settings and prompts of other lengths, end where they end alone."""
     asked = Asked(drawing.model())
     settings = list(itertools.islice(itertools.cycle(tiny.choices(asked.process.Sampling)), 4))
-    if tiny.few(asked.process):
-        settings = [{**one, "steps": steps} for one, steps in zip(settings, (3, 7, 5, 2), strict=True)]
+    if counted := next((name for name in ("steps", "repeats") if name in tiny.few(asked.process)), None):
+        settings = [{**one, counted: steps} for one, steps in zip(settings, (3, 7, 5, 2), strict=True)]
     batch = asked.step(asked.begin(0, **settings[0]))
     batch = asked.step(batch.cat([asked.step(asked.begin(1, **settings[1])), asked.begin(2, **settings[2])]))
     gone, stayed = asked.finish(batch.rows([1])), batch.rows(torch.tensor([2, 0]))

@@ -232,7 +232,8 @@ class Training:
             said = {"config": speaks(self.name, process), "latent": decoder.latent, "condition": text_encoder.gives}
             panel = build("generators", self.name, **said)
             neighbours = {"text_encoder": text_encoder, "decoder": decoder, "process": process}
-            return GeneratorTask(panel, neighbours=neighbours, dropout=0.0, train_text_encoder=True)
+            kept = {"threshold": "static"} if self.config.get("target") in ("mean", "previous") else {}  # an untrained guess grows
+            return GeneratorTask(panel, neighbours=neighbours, dropout=0.0, train_text_encoder=True, sampling=kept)
         alone = self.kind in ("decoders", "text_encoders")
         neighbours = {} if alone else {"text_encoder": build("text_encoders", names("text_encoders")[0])}
         decided = {"condition": neighbours["text_encoder"].gives} if self.kind == "vision" else {}

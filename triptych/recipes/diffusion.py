@@ -221,7 +221,7 @@ def super_resolution() -> Recipe:
 
 def sd_clip() -> Recipe:
     """Stable Diffusion's panel 1: the text tower of a CLIP, 77 tokens, trained against pictures."""
-    words = Family(name="clip", config={"vocab": 2048, "width": 64, "depth": 3, "num_heads": 4})
+    words = Family(name="clip", config={"vocab": 2048, "width": 64, "depth": 3, "num_heads": 4, "pad": "end"})  # as SD hears it
     return Recipe(
         name="sd-clip",
         panel="vision",

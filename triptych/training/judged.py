@@ -110,7 +110,8 @@ class Judged:
         task = self.task
         with run.looking():
             generator = Generator(task.network, task.process)
-            size = (self.recipe.data.size, self.recipe.data.size) if hasattr(task.decoder, "factor") else None
+            side = min(self.recipe.data.size, task.decoder.image_size)  # larger pictures are averaged down
+            size = (side, side) if hasattr(task.decoder, "factor") else None
             model = TextToImage(task.text_encoder, generator, task.decoder, sampling=self.recipe.sampling, size=size)
             seen = judging.look(
                 lambda prompts, seeds: model.generate(prompts, seeds=seeds), self.asked, self._fresh(), shown=range(SHOWN), curves=False
