@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ._prompts import valid
 
 __all__ = ["BOS", "EOS", "FILES", "MASK", "PAD", "SPECIAL", "Tokenizer", "learn"]
@@ -38,10 +40,11 @@ _HAN_SHARE = 0.5  # of the learnt vocabulary; English words are longer and fewer
 class Tokenizer:
     """Texts to lists of token ids, from {"tokenizer.json": what `learn` returned}.
 
-    No special token is ever read out of a text: "[MASK]" in a prompt is six letters and signs. Raises ValueError if the JSON is not ours.
+    No special token is ever read out of a text: "[MASK]" in a prompt is six letters and signs. ordinary_V: the ids that words have, int64.
+    Raises ValueError if the JSON is not ours.
     """
 
-    start, end, pad = BOS, EOS, PAD
+    start, end, pad, mask = BOS, EOS, PAD, MASK
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         from tokenizers import Tokenizer as Rust
@@ -55,6 +58,7 @@ class Tokenizer:
         if [self._rust.id_to_token(i) for i in range(len(SPECIAL))] != list(SPECIAL):
             raise ValueError(f"this tokenizer does not begin with {', '.join(SPECIAL)}; {expected}")
         self.json_bytes = bytes(json_bytes)
+        self.ordinary_V = torch.arange(len(SPECIAL), len(self), device="cpu")
 
     def __len__(self) -> int:
         return self._rust.get_vocab_size()

@@ -13,18 +13,17 @@ Shape legend: B batch, L tokens, D width, N heads, K = D / N, V vocabulary, M ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
-from ..layers.one_phase import OnePhase
+from ..contracts import Condition, ConditionSpec
 from ._prompts import PromptTooLong, Tokenized
+from ._tasks import Guesser, MaskedWords
 from ._vocabulary import Vocabulary
 
 __all__ = ["BERT", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]
@@ -77,7 +76,7 @@ class Block(nn.Module):
         return self.norm2(x_BLD + self.mlp(x_BLD))
 
 
-class BERT(Tokenized, nn.Module):
+class BERT(Tokenized, Guesser, nn.Module):
     """Prompts in, token states and a pooled state out.
 
     assets: {"tokenizer.json": bytes}, learnt here or published. Without it the panel has no vocabulary until `learn_vocabulary(texts)`, and
@@ -131,33 +130,8 @@ class BERT(Tokenized, nn.Module):
             x_BLD = block(x_BLD, mask_B11L)
         return x_BLD if mask_BL is None else x_BLD * mask_BL[..., None]
 
-    def masked_words(
-        self, prompts: Sequence[Prompt | str], rng: Rng, fraction: float = 0.15, head: Callable[[Tensor, Tensor], Tensor] = F.linear
-    ) -> dict[str, Tensor]:
-        """Hide words and guess them (section 3.1). Each row hides `fraction` of its words, and one at least.
-
-        Of the hidden words 80 % become [MASK], 10 % another word, 10 % stay. Draws come from the row's own stream.
-        head(states [M, D], embedding [V, D]) -> logits [M, V]. Without one the embedding alone guesses.
-        Returns row_B (which row each masked word is of: [M]), loss_M and right_M. Prompts without words have none.
-        """
-        ids_BL, mask_BL = self.ids(prompts)
-        length = ids_BL.shape[1]
-        which_BL, how_BL, other_BL = rng.uniform("masked words", (3, self.config.context_length))[..., :length].to(ids_BL.device).unbind(1)
-        place_L = torch.arange(length, device=ids_BL.device)
-        word_BL = (place_L > 0) & (place_L < mask_BL.sum(dim=1, keepdim=True) - 1)  # all but [CLS], [SEP] and padding
-        which_BL = which_BL.masked_fill(~word_BL, 2.0)
-        hidden_BL = word_BL & ((which_BL < fraction) | (which_BL == which_BL.amin(dim=1, keepdim=True)))
-        ordinary_V = self.tokenizer.ordinary_V.to(ids_BL.device)
-        random_BL = ordinary_V[(other_BL * len(ordinary_V)).long()]
-        said_BL = torch.where(how_BL < 0.8, self.tokenizer.mask, torch.where(how_BL < 0.9, random_BL, ids_BL))
-        states_BLD = self._states(torch.where(hidden_BL, said_BL, ids_BL), mask_BL)
-        row_M, at_M = hidden_BL.nonzero(as_tuple=True)
-        logits_MV, target_M = head(states_BLD[row_M, at_M], self.embedding.weight).float(), ids_BL[row_M, at_M]
-        return {
-            "row_M": row_M,
-            "loss_M": F.cross_entropy(logits_MV, target_M, reduction="none"),
-            "right_M": logits_MV.argmax(dim=1) == target_M,
-        }
+    def masked_words_head(self) -> nn.Module:
+        return Head(self.config)
 
 
 class Head(nn.Module):
@@ -171,46 +145,6 @@ class Head(nn.Module):
 
     def forward(self, x_MD: Tensor, embedding_VD: Tensor) -> Tensor:
         return F.linear(self.norm(F.gelu(self.inner(x_MD))), embedding_VD, self.bias_V)
-
-
-class MaskedWords(OnePhase):
-    """The task: panel 1 learns from texts alone. `mask`: the share of words hidden. Its head learns with it and is not exported.
-
-    vocabulary_texts: how many texts the vocabulary is learnt from, where the panel has none.
-    """
-
-    def __init__(
-        self, panel: BERT, *, neighbours: Mapping[str, Any] | None = None, mask: float = 0.15, vocabulary_texts: int = 100_000
-    ) -> None:
-        if not 0 < mask < 1:
-            raise ValueError(f"mask {mask} is no share of words; take one between 0 and 1, as 0.15")
-        self.panel, self.mask, self.vocabulary_texts = panel, mask, vocabulary_texts
-        self.head = Head(panel.config)
-        self.modules = nn.ModuleDict({"text_encoder": panel, "head": self.head})
-
-    def panels(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.panel}
-
-    def prepare_data(self, dataset: Any) -> None:
-        """Called once, before training."""
-        if not self.panel.has_vocabulary:
-            self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
-
-    def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        """loss: the mean over the batch's masked words; right: the share guessed."""
-        found = self.panel.masked_words(batch.prompts, rng, self.mask, self.head)
-        count = max(1, len(found["loss_M"]))  # nothing but empty prompts: 0
-        return {"loss": found["loss_M"].sum() / count, "right": found["right_M"].sum() / count}
-
-    @torch.no_grad()
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """loss and right, [B]: the row's means over words whose masking never changes; 0 for a row without words."""
-        found, rows = self.panel.masked_words(batch.prompts, Rng.of_samples(0, batch.index), self.mask, self.head), len(batch.prompts)
-        count = torch.bincount(found["row_M"], minlength=rows).clamp(min=1)
-        return {
-            "loss": torch.bincount(found["row_M"], found["loss_M"], minlength=rows).float() / count,
-            "right": torch.bincount(found["row_M"], found["right_M"].float(), minlength=rows).float() / count,
-        }
 
 
 TASKS = {"masked_words": MaskedWords}

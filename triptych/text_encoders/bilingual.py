@@ -12,19 +12,18 @@ Shape legend: B batch, L tokens, D width, N heads, V vocabulary, M masked words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
-from ..layers.one_phase import OnePhase
+from ..contracts import Condition, ConditionSpec
 from . import _bpe
 from ._prompts import PromptTooLong, Tokenized
+from ._tasks import Guesser, MaskedWords
 
 __all__ = ["BilingualTransformer", "Config", "MaskedWords", "PromptTooLong", "SIZES", "TASKS"]
 
@@ -88,7 +87,7 @@ class Block(nn.Module):
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
 
-class BilingualTransformer(Tokenized, nn.Module):
+class BilingualTransformer(Tokenized, Guesser, nn.Module):
     """Prompts in, token states and a pooled state out.
 
     assets: {"tokenizer.json": bytes}, as `assets()` returned them. Without it the panel has no vocabulary until
@@ -136,77 +135,6 @@ class BilingualTransformer(Tokenized, nn.Module):
         for block in self.blocks:
             x_BLD = block(x_BLD, turn_LK, mask_B11L)
         return self.norm(x_BLD) * mask_BL[..., None]
-
-    # --- masked words ---
-
-    def masked_words(self, prompts: Sequence[Prompt | str], rng: Rng, fraction: float = 0.15) -> dict[str, Tensor]:
-        """Hide words and guess them: BERT's loss. Each row hides `fraction` of its words, and one at least.
-
-        Of the hidden words 80 % become [MASK], 10 % another token, 10 % stay. Draws come from the row's own stream.
-        Returns row_B (which row each masked word is of: [M]), loss_M and right_M. Prompts without words have none.
-        """
-        ids_BL, mask_BL = self.ids(prompts)
-        length = ids_BL.shape[1]
-        which_BL, how_BL, other_BL = rng.uniform("masked words", (3, self.config.context_length))[..., :length].to(ids_BL.device).unbind(1)
-        word_BL = mask_BL & (ids_BL > _bpe.MASK)
-        which_BL = which_BL.masked_fill(~word_BL, 2.0)
-        hidden_BL = word_BL & ((which_BL < fraction) | (which_BL == which_BL.amin(dim=1, keepdim=True)))
-        first, last = len(_bpe.SPECIAL), len(self.tokenizer)  # type: ignore[arg-type]
-        random_BL = (first + other_BL * (last - first)).long()
-        said_BL = torch.where(how_BL < 0.8, torch.full_like(ids_BL, _bpe.MASK), torch.where(how_BL < 0.9, random_BL, ids_BL))
-        tokens_BLD = self._states(torch.where(hidden_BL, said_BL, ids_BL), mask_BL)
-        row_M, at_M = hidden_BL.nonzero(as_tuple=True)
-        logits_MV = F.linear(tokens_BLD[row_M, at_M], self.embedding.weight).float()
-        target_M = ids_BL[row_M, at_M]
-        return {
-            "row_M": row_M,
-            "loss_M": F.cross_entropy(logits_MV, target_M, reduction="none"),
-            "right_M": logits_MV.argmax(dim=1) == target_M,
-        }
-
-
-class MaskedWords(OnePhase):
-    """The task: panel 1 learns from texts alone. `mask`: the share of words hidden.
-
-    vocabulary_texts: how many texts the vocabulary is learnt from, where the panel has none.
-    """
-
-    def __init__(
-        self,
-        panel: BilingualTransformer,
-        *,
-        neighbours: Mapping[str, Any] | None = None,
-        mask: float = 0.15,
-        vocabulary_texts: int = 100_000,
-    ) -> None:
-        if not 0 < mask < 1:
-            raise ValueError(f"mask {mask} is no share of words; take one between 0 and 1, as 0.15")
-        self.modules = nn.ModuleDict({"text_encoder": panel})
-        self.panel, self.mask, self.vocabulary_texts = panel, mask, vocabulary_texts
-
-    def prepare_data(self, dataset: Any) -> None:
-        """Called once, before training."""
-        if not self.panel.has_vocabulary:
-            self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
-
-    def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        """loss: the mean over the batch's masked words; right: the share guessed."""
-        found = self.panel.masked_words(batch.prompts, rng, self.mask)
-        if not len(found["loss_M"]):  # nothing but empty prompts
-            zero = self.panel.embedding.weight.sum() * 0
-            return {"loss": zero, "right": zero.detach()}
-        return {"loss": found["loss_M"].mean(), "right": found["right_M"].float().mean()}
-
-    @torch.no_grad()
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """loss and right, [B]: the row's means over words whose masking never changes; 0 for a row without words."""
-        found = self.panel.masked_words(batch.prompts, Rng.of_samples(0, batch.index), self.mask)
-        rows = len(batch.prompts)
-        count = torch.bincount(found["row_M"], minlength=rows).clamp(min=1)
-        return {
-            "loss": torch.bincount(found["row_M"], found["loss_M"], minlength=rows).float() / count,
-            "right": torch.bincount(found["row_M"], found["right_M"].float(), minlength=rows).float() / count,
-        }
 
 
 TASKS = {"masked_words": MaskedWords}

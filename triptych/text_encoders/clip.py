@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contracts import Batch, Condition, ConditionSpec, Rng
+from ..contracts import Condition, ConditionSpec
 from ..layers.encoder import Activation, EncoderBlock
-from ..layers.one_phase import OnePhase
 from . import _clip_bpe
 from ._prompts import PromptTooLong, Tokenized
+from ._tasks import NextWord
 
 __all__ = ["CLIPText", "Config", "NextWord", "PromptTooLong", "SIZES", "TASKS"]
 
@@ -118,43 +118,6 @@ class CLIPText(Tokenized, nn.Module):
         if mask_BL is not None:
             ids_BL = ids_BL.masked_fill(~mask_BL, pad)
         return F.pad(ids_BL, (0, self.config.context_length - ids_BL.shape[1]), value=pad)
-
-
-class NextWord(OnePhase):
-    """The task: panel 1 learns from texts alone, each word from those before it. The embedding is the head as well (arXiv 1608.05859).
-
-    vocabulary_texts: how many texts the vocabulary is learnt from, where the panel has none.
-    """
-
-    def __init__(self, panel: CLIPText, *, neighbours: Mapping[str, Any] | None = None, vocabulary_texts: int = 100_000) -> None:
-        self.modules = nn.ModuleDict({"text_encoder": panel})
-        self.panel, self.vocabulary_texts = panel, vocabulary_texts
-
-    def prepare_data(self, dataset: Any) -> None:
-        """Called once, before training."""
-        if not self.panel.has_vocabulary:
-            self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
-
-    def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """loss_BL and right_BL of each next word, 0 where there is none, and how many a row has; [end] is a word, [start] is not."""
-        ids_BL, mask_BL = self.panel.ids(batch.prompts)
-        states_BLD = self.panel.condition(ids_BL, mask_BL).tokens_BLD
-        assert states_BLD is not None
-        logits_BLV = F.linear(states_BLD[:, : ids_BL.shape[1] - 1], self.panel.embedding.weight).float()
-        target_BL, there_BL = ids_BL[:, 1:], mask_BL[:, 1:]
-        loss_BL = F.cross_entropy(logits_BLV.transpose(1, 2), target_BL, reduction="none") * there_BL
-        return loss_BL, (logits_BLV.argmax(-1) == target_BL) * there_BL, there_BL.sum(dim=1)
-
-    def losses(self, batch: Batch, phase: str, step: int, rng: Rng) -> dict[str, Tensor]:
-        """loss: the mean over the batch's words; right: the share guessed."""
-        loss_BL, right_BL, count_B = self._guessed(batch)
-        return {"loss": loss_BL.sum() / count_B.sum(), "right": right_BL.sum() / count_B.sum()}
-
-    @torch.no_grad()
-    def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """loss and right, [B]: the row's means."""
-        loss_BL, right_BL, count_B = self._guessed(batch)
-        return {"loss": loss_BL.sum(dim=1) / count_B, "right": right_BL.sum(dim=1) / count_B}
 
 
 TASKS = {"next_word": NextWord}

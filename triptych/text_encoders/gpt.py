@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..contracts import Condition, ConditionSpec
 from ..layers.encoder import EncoderBlock
 from ._prompts import PromptTooLong, Tokenized
+from ._tasks import NextWord
 from ._vocabulary import Vocabulary
-from .clip import NextWord
 
 __all__ = ["GPT", "Config", "NextWord", "PromptTooLong", "SIZES", "TASKS"]
 

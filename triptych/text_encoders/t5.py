@@ -30,8 +30,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, ConditionSpec, Prompt, Rng
-from ..layers.one_phase import OnePhase
 from ._prompts import PromptTooLong, Tokenized
+from ._tasks import FromTexts
 from ._vocabulary import Vocabulary
 
 __all__ = ["T5Encoder", "Config", "PromptTooLong", "RelativeBias", "SIZES", "SpanCorruption", "TASKS"]
@@ -228,7 +228,7 @@ class SpanDecoder(nn.Module):
         return self.norm(x_BTD)
 
 
-class SpanCorruption(OnePhase):
+class SpanCorruption(FromTexts):
     """The task: panel 1 learns from texts alone. It has a decoder of its own, of `decoder_depth` layers, which is not exported.
 
     mask: the share of words cut out.  span: how many together, on average.
@@ -243,17 +243,9 @@ class SpanCorruption(OnePhase):
         if not (0 < mask < 1 and span >= 1 and decoder_depth >= 1 and panel.config.sentinels >= 1):
             said = f"mask {mask}, span {span}, decoder_depth {decoder_depth}, {panel.config.sentinels} sentinels"
             raise ValueError(f"{said}: mask is a share of words between 0 and 1, as 0.15, the others are 1 or more")
-        self.panel, self.mask, self.span, self.vocabulary_texts = panel, mask, span, vocabulary_texts
-        self.decoder = SpanDecoder(panel.config, decoder_depth)
-        self.modules = nn.ModuleDict({"text_encoder": panel, "span_decoder": self.decoder})
-
-    def panels(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.panel}
-
-    def prepare_data(self, dataset: Any) -> None:
-        """Called once, before training."""
-        if not self.panel.has_vocabulary:
-            self.panel.learn_vocabulary(dataset.texts(self.vocabulary_texts))
+        super().__init__(panel, vocabulary_texts)
+        self.mask, self.span = mask, span
+        self.decoder = self.modules["span_decoder"] = SpanDecoder(panel.config, decoder_depth)
 
     def corrupted(self, prompts: Sequence[Prompt | str], rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """said_BL (what is left, padded), its mask_BL, and answer_BT, -100 behind its end; all of it where nothing was to be cut out.
