@@ -1,13 +1,13 @@
 """The house: who may import whom, what an import may do, and what shipped code may never contain. Read with `ast`.
 
-    app/                                    L7   people and programs
-    recipes/                                L6   one function = one run
-    training/  judging  data/  judges/      L5   make and measure
-    pipeline  eyes  checkpoint  recipe  interop/    L4   join, look, store, describe
-    text_encoders/ generators/ decoders/ vision/    L3   the panels and their eyes
-    processes/                              L2   data -> loss, noise -> sample
-    layers/                                 L1   attention, conv, embed, blocks
-    contracts  catalog                      L0   the joints; name -> file
+app/                                    L7   people and programs
+recipes/                                L6   one function = one run
+training/  judging  data/  judges/      L5   make and measure
+pipeline  eyes  checkpoint  recipe  interop/    L4   join, look, store, describe
+text_encoders/ generators/ decoders/ vision/    L3   the panels and their eyes
+processes/                              L2   data -> loss, noise -> sample
+layers/                                 L1   attention, conv, embed, blocks
+contracts  catalog                      L0   the joints; name -> file
 """
 
 from __future__ import annotations

@@ -21,13 +21,21 @@ from triptych.data.read_scene import scene_of
 from triptych.pipeline import Generator, TextToImage
 from triptych.text_encoders import label, layout, picture
 
+
+def laid_out(labels: tuple[str, ...]) -> layout.LayoutTransformer:
+    n = len(labels)
+    return layout.LayoutTransformer(layout.Config(vocab=n + 17 * 17 + 1, num_labels=n, labels=labels, width=32, depth=1, num_heads=2))
+
+
 KINDS = {
     "classes": lambda: label.ClassLabel(label.SIZES["tiny"]),
+    "scenes": lambda: label.ClassLabel(label.Config(labels=ports.class_names())),
     "numbers": lambda: label.ClassLabel(label.Config(num_labels=48)),
     "nothing": lambda: label.ClassLabel(label.Config()),
-    "layout": lambda: layout.LayoutTransformer(layout.Config(vocab=120 + 17 * 17 + 1, num_labels=120, width=32, depth=1, num_heads=2)),
+    "layout": lambda: laid_out(ports.class_names("color shape")),
+    "animals": lambda: laid_out(tuple(f"animal {i}" for i in range(80))),  # as many as all colours of all shapes
     "enlarge": lambda: picture.PicturePort(picture.Config(size=8)),
-    "map": lambda: picture.PicturePort(picture.Config(kind="semantic", size=8)),
+    "map": lambda: picture.PicturePort(picture.Config(kind="semantic", size=8, labels=("background|背景", *ports.class_names()))),
     "repair": lambda: picture.PicturePort(picture.Config(kind="masked", size=8)),
 }
 
@@ -79,8 +87,11 @@ def test_a_class_from_words() -> None:
     assert one("classes", "三角形")[0].label == 2
     prompt, line = one("classes", "democracy")
     assert prompt.label is None and line == "no class in the words"
-    prompt, line = one("numbers", "a blue star left of a red heart")  # no names of its own: the scene's first thing
+    judged = Prompt(text="whatever is said", truth=scene_of("a blue star left of a red heart", 0))
+    (prompt,), (line,) = asked(drawer("scenes"), [judged], [0])
     assert prompt.label == scenes.CLASSES.index("star") and line == "class 3 (star)"
+    prompt, line = one("numbers", "a blue star left of a red heart")  # nobody knows what its classes are
+    assert prompt.label is None and line == "no class in the words"
 
 
 def test_boxes_from_words_are_those_of_training() -> None:
@@ -95,6 +106,8 @@ def test_boxes_from_words_are_those_of_training() -> None:
     assert torch.equal(again.boxes_N5, wanted.boxes_N5)  # type: ignore[arg-type]
     with pytest.raises(Unreadable, match=r"'democracy' describes no scene.*--boxes"):
         one("layout", "democracy")
+    with pytest.raises(Unreadable, match=r"names none of this model's classes.*--boxes \"animal 0 0.1"):
+        one("animals", text)  # 80 classes, and 80 are colours times shapes: that says nothing
 
 
 def test_a_map_from_words_is_that_of_training() -> None:
@@ -149,7 +162,9 @@ def test_a_class_by_number_and_by_name() -> None:
     assert one("numbers", "", Given.of(label="47"))[0].label == 47
     for text, said in (("48", "0..47"), ("starr", "did you mean 'star'"), ("-1", "no class")):
         with pytest.raises(ValueError, match=said):
-            one("numbers", "", Given.of(label=text))
+            one("classes" if text == "starr" else "numbers", "", Given.of(label=text))
+    with pytest.raises(ValueError, match="the classes have no names: say a number in 0..47"):
+        one("numbers", "", Given.of(label="star"))
 
 
 def test_boxes_as_typed(here: Path) -> None:
@@ -262,6 +277,7 @@ def test_a_hostile_record(run: Callable, drawers: dict[str, Path], given: dict[s
 
 
 def test_compare_many(run: Callable, drawers: dict[str, Path], model: Path, here: Path) -> None:
+    drawers = {kind: folder for kind, folder in drawers.items() if kind not in ("scenes", "animals")}
     listed = ",".join(str(folder) for folder in drawers.values())
     ran = run(
         "compare", "a red circle left of a blue square", "democracy", "--models", listed, "--model", model, "-o", "sheet.png", "--json"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from triptych import data
 from triptych.contracts import Rng
 from triptych.data import graph as G
 from triptych.data import scenes as S
-from triptych.data.ports import PORTS, Hole, class_names, class_of, prompt_of
+from triptych.data.ports import PORTS, Hole, class_names, class_of
 from triptych.recipe import Data, Recipe, Source, from_mapping, override, to_mapping
 from triptych.text_encoders.picture import Config, PicturePort, palette
 
@@ -120,18 +118,6 @@ def test_a_hole_keeps_the_picture() -> None:
     batch = data.build(spec(port("hole"))).batch(0, 0, 4)
     for image, prompt in zip(batch.images_BCHW, batch.prompts, strict=True):
         assert torch.equal(prompt.image_CHW, image) and set(prompt.mask_1HW.unique().tolist()) == {0.0, 1.0}
-
-
-def test_words_become_what_a_model_hears() -> None:
-    for one in EVERY:
-        prompt = prompt_of("a red circle left of a blue square", spec(one, size=64), seed=2)
-        again = prompt_of("a red circle left of a blue square", spec(one, size=64), seed=2)
-        filled = {f.name for f in dataclasses.fields(prompt) if getattr(prompt, f.name) is not None}
-        assert filled >= {"text", "truth", "boxes_N5"} and prompt.truth == again.truth
-        assert all(torch.equal(getattr(prompt, k), getattr(again, k)) for k in ("image_CHW", "mask_1HW") if getattr(prompt, k) is not None)
-    assert class_names("color shape")[int(prompt_of("红色的圆", spec(port("boxes"))).boxes_N5[0, 0])].startswith("red circle|")
-    with pytest.raises(ValueError, match="names nothing that a scene can show"):
-        prompt_of("democracy", spec(port("label")))
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ def test_a_block_by_definition(tiny: Inception) -> None:
     double = x
     for i, padding in enumerate([(0, 0), (3, 0), (0, 3), (3, 0), (0, 3)], 1):
         double = conv(f"branch7x7dbl_{i}", double, padding)
-    means = torch.stack([
-        torch.stack([x[:, :, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].mean((2, 3)) for j in range(5)], -1) for i in range(5)
-    ], -2)  # of the pixels that are there: no padding is counted
+    means = torch.stack(
+        [torch.stack([x[:, :, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].mean((2, 3)) for j in range(5)], -1) for i in range(5)], -2
+    )  # of the pixels that are there: no padding is counted
     expected = torch.cat([conv("branch1x1", x, (0, 0)), seven, double, conv("branch_pool", means, (0, 0))], 1)
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 

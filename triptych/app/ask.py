@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import Prompt
+from ..contracts import Prompt, Rng
 from .errors import blame
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.graph import Scene
+    from ..data.index import Row
     from ..pipeline import TextToImage
 
 __all__ = ["Given", "Unreadable", "asked", "reads"]
@@ -37,6 +38,7 @@ __all__ = ["Given", "Unreadable", "asked", "reads"]
 Box = tuple[str, float, float, float, float]  # class, centre x, centre y, width, height
 SMALLER = 4  # a low-resolution picture has a quarter of the side, as LDM's super-resolution has (arXiv 2112.10752)
 _MOST_BOXES = 1000
+_EXAMPLES = ("0.1,0.2,0.4,0.5", "0.5,0.5,0.9,0.9")
 
 
 class Unreadable(ValueError):
@@ -141,29 +143,22 @@ def _asked(model: TextToImage, heard: frozenset[str], prompt: Prompt, seed: int,
 # --- classes and boxes ------------------------------------------------------------------------------------------------------
 
 
-def _classes(count: int) -> str | None:
-    """What so many classes of scenes tell apart, as `ports.class_of` takes it; None for a number that is not theirs."""
+def _of(encoder: Any) -> str | None:
+    """What the encoder's classes tell apart where they are the scenes', as `ports.class_of` takes it; None for classes of another world."""
     from ..data.ports import OF, class_names
 
-    return next((of for of in OF for cutouts in (True, False) if len(class_names(of, cutouts=cutouts)) == count), None)
+    labels = _labels(encoder)
+    return next((of for of in OF for cutouts in (True, False) if labels and labels == class_names(of, cutouts=cutouts)), None)
 
 
-def _class_of(thing: Any, count: int) -> int | None:
-    """An object's class among so many; None where they have none for it."""
-    from ..data.ports import class_of
-
-    of = _classes(count)
-    found = count if of is None else class_of(thing, of)
-    return found if found < count else None
+def _labels(encoder: Any) -> tuple[str, ...]:
+    """The classes' names as the encoder keeps them, without a map's background."""
+    labels = tuple(getattr(encoder.config, "labels", ()))
+    return labels[1:] if getattr(encoder.config, "kind", None) == "semantic" else labels
 
 
-def _names(encoder: Any, count: int) -> list[tuple[str, ...]]:
-    """The names of each class: those that the encoder keeps, else those of the scenes where the count is theirs, else none."""
-    from ..data.ports import class_names
-
-    of = _classes(count)
-    labels = getattr(encoder.config, "labels", ()) or (class_names(of)[:count] if of else ())
-    return [tuple(part.strip() for part in names.split("|")) for names in labels]
+def _names(encoder: Any) -> list[tuple[str, ...]]:
+    return [tuple(part.strip() for part in names.split("|")) for names in _labels(encoder)]
 
 
 def _number(encoder: Any, said: str, what: str) -> int:
@@ -175,7 +170,7 @@ def _number(encoder: Any, said: str, what: str) -> int:
         if int(said) >= count:
             raise ValueError(f"{what} {said.strip()}: the classes are 0..{count - 1}")
         return int(said)
-    names = _names(encoder, count)
+    names = _names(encoder)
     found = next((i for i, every in enumerate(names) if said.strip().lower() in (name.lower() for name in every)), None)
     if found is None:
         there = nearest(said, [every[0] for every in names]) if names else f"the classes have no names: say a number in 0..{count - 1}"
@@ -187,13 +182,16 @@ def _label(encoder: Any, given: str | None, prompt: Prompt, seed: int) -> int | 
     """What is given, else the class that the words name, else that of the first thing in the scene they describe; None: nothing fits."""
     if given is not None:
         return _number(encoder, given, "--label")
-    found, count = encoder.label_of(prompt), encoder.num_labels
-    scene = _scene(prompt, seed) if found == count else None
-    return found if found < count else None if scene is None else _class_of(scene.objects[0], count)
+    from ..data.ports import class_of
+
+    found, count, of = encoder.label_of(prompt), encoder.num_labels, _of(encoder)
+    scene = _scene(prompt, seed) if found == count and of else None
+    found = class_of(scene.objects[0], of) if scene is not None and of else found
+    return found if found < count else None
 
 
 def _name_of(encoder: Any, label: int) -> str:
-    names = _names(encoder, encoder.num_labels)
+    names = _names(encoder)
     return f"{label} ({names[label][0]})" if label < len(names) else str(label)
 
 
@@ -204,19 +202,16 @@ def _numbers(encoder: Any, boxes: Sequence[Box]) -> Tensor:
 
 
 def _boxes_of(encoder: Any, prompt: Prompt, seed: int) -> tuple[Prompt, str]:
-    import torch
+    from ..data.ports import Boxes
 
-    from ..data import scenes
-
-    scene = _scene(prompt, seed)
-    classes = [] if scene is None else [_class_of(thing, encoder.num_labels) for thing in scene.objects]
-    if scene is None or None in classes:
-        where = "circle 0.1,0.2,0.4,0.5; heart 0.5,0.5,0.9,0.9"
-        raise Unreadable(f'{prompt.text!r} describes no scene that boxes could be made from; give them: --boxes "{where}"')
-    boxes_N5 = scenes.boxes(scene)
-    boxes_N5[:, 0] = torch.tensor(classes)
-    said = "1 box" if len(boxes_N5) == 1 else f"{len(boxes_N5)} boxes"
-    return replace(prompt, boxes_N5=boxes_N5), f"{said} made from the words"
+    row, of = _row(prompt, seed), _of(encoder)
+    if row is None or of is None:
+        why = "describes no scene that boxes could be made from" if of else "names none of this model's classes, which are not the scenes'"
+        first, second = (f"{names[0]} {box}" for names, box in zip(_names(encoder)[:2] or [("0",), ("1",)], _EXAMPLES, strict=False))
+        raise Unreadable(f'{prompt.text!r} {why}; give them: --boxes "{first}; {second}"')
+    boxes_N5 = Boxes(of=of)(row, Rng.of_seeds([seed])).boxes_N5
+    count = 0 if boxes_N5 is None else len(boxes_N5)
+    return replace(prompt, boxes_N5=boxes_N5), f"{count} box{'es' * (count != 1)} made from the words"
 
 
 def _boxes(text: str) -> tuple[Box, ...]:
@@ -304,20 +299,22 @@ def _hole(side: int) -> Tensor:
     return mask
 
 
-def _map(encoder: Any, prompt: Prompt, seed: int, side: int) -> Tensor:
+def _map(encoder: Any, prompt: Prompt, seed: int, side: int) -> Tensor | None:
     """The scene's masks, painted in the encoder's colours: class 0 is the background. [3, side, side] in [-1, 1]."""
-    import torch
+    from ..data.ports import SemanticMap
 
-    from ..data import scenes
-
-    scene, count = _scene(prompt, seed), encoder.config.num_classes
-    classes = [None] if scene is None else [_class_of(thing, count - 1) for thing in scene.objects]
-    if scene is None or None in classes:
+    row, of = _row(prompt, seed), _of(encoder)
+    if row is None or of is None:
         raise Unreadable(f"{prompt.text!r} describes no scene that a map could be made from; give it: --image MAP.png, in its colours")
-    classes_HW = torch.zeros(side, side, dtype=torch.int64)
-    for label, mask_HW in zip(classes, torch.from_numpy(scenes.masks(scene, side)), strict=True):
-        classes_HW[mask_HW] = 1 + (label or 0)
-    return encoder.colors.cpu()[classes_HW].permute(2, 0, 1) / 127.5 - 1
+    return SemanticMap(size=side, of=of)(row, Rng.of_seeds([seed])).image_CHW
+
+
+def _row(prompt: Prompt, seed: int) -> Row | None:
+    """The scene of the words as a row of data, for the ports; no box of another numbering goes with it."""
+    from ..data.index import Row
+
+    scene = _scene(prompt, seed)
+    return None if scene is None else Row(None, Prompt(text=prompt.text, truth=scene), f"words:{prompt.text}")
 
 
 def _drawn(prompt: Prompt, seed: int, side: int = 128) -> tuple[Image.Image, str]:

@@ -30,14 +30,13 @@ from torch import Tensor
 from ..catalog import nearest
 from ..contracts import Prompt, Rng
 from ..layers.pixels import average_down
-from ..recipe import Data, Source
+from ..recipe import Source
 from ..text_encoders.picture import palette
 from . import scenes
 from .graph import CLASSES, COLORS, CUTOUTS, SHAPES, Object, Scene
 from .index import Port, Row
-from .read_scene import scene_of
 
-__all__ = ["OF", "PORTS", "build", "class_names", "class_of", "prompt_of"]
+__all__ = ["OF", "PORTS", "build", "class_names", "class_of"]
 
 OF = ("shape", "color shape")
 
@@ -56,22 +55,6 @@ def build(spec: Sequence[Source], size: int) -> list[tuple[str, Port]]:
                 raise ValueError(f"data.ports.{i}.options: {one.name} has no option {option!r}; {nearest(option, known) if known else ''}")
         made.append((one.name, PORTS[one.name](size=size, **one.options)))
     return made
-
-
-def prompt_of(text: str, spec: Data, seed: int = 0) -> Prompt:
-    """What a model trained on `spec` is to hear of these words: they are read as a scene, and its graph and picture go through the ports.
-
-    The same words and seed give the same prompt; `truth` and `boxes_N5` are filled too.
-    Raises ValueError for words that name nothing of the scenes' world.
-    """
-    scene = scene_of(text, seed)
-    if scene is None:
-        raise ValueError(f"{text!r} names nothing that a scene can show; say shapes with colours, as 'a red circle left of a blue square'")
-    picture = scenes.render(scene, spec.size) if spec.size else None
-    row = Row(picture, Prompt(text=text, truth=scene, boxes_N5=scenes.boxes(scene)), f"words:{text}")
-    for name, port in build(spec.ports, spec.size):
-        row = row._replace(prompt=port(row, Rng.of_seeds([seed]).child(name)))
-    return row.prompt
 
 
 # --- what a scene's graph says --------------------------------------------------------------------------------------------

@@ -47,9 +47,7 @@ def contact_sheet(batch: Batch, columns: int = 8, *, least: int = 128) -> Any:
     return sheet([(text, [] if images is None else [images[i]]) for i, text in enumerate(captions)], columns, side=side)
 
 
-def sheet(
-    cells: Sequence[tuple[str, Sequence[Tensor]]], columns: int = 8, *, side: int = 128, smooth: bool = False, lines: int = 3
-) -> Any:
+def sheet(cells: Sequence[tuple[str, Sequence[Tensor]]], columns: int = 8, *, side: int = 128, smooth: bool = False, lines: int = 3) -> Any:
     """A PIL.Image of cells (caption, its pictures [3, H, W] in [-1, 1] side by side, each drawn `side` wide and high).
 
     smooth: enlarge between pixels, not by whole ones.  lines: of a caption, at most; what does not fit ends in "…".
