@@ -152,7 +152,7 @@ def _aligned(parts: Sequence[Condition]) -> list[Condition]:
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Panel 1. One that contains others (SDXL's two, SD3's three) is still one panel."""
+    """Panel 1, be it made of several (SD3 has three). `reads`: a frozenset of the Prompt's fields that it hears, where not "text" alone."""
 
     gives: ConditionSpec
 
@@ -215,7 +215,7 @@ class LatentSpace:
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Panel 3. `Sampling` is a frozen dataclass of its own settings: a cascade, unCLIP or consistency decoder has steps too."""
+    """Panel 3. `Sampling`: a frozen dataclass of its own settings (cascades have steps too). `factor`: pixels a latent, if sizes are free."""
 
     latent: LatentSpace
     Sampling: type
@@ -420,8 +420,9 @@ class Process(Protocol):
     feeds CLI, API and page alike.  abilities: of {"negative", "start image", "mask", "preview", "likelihood"}; what is
     absent is greyed out, with the reason.
 
-    A denoiser's process also has `clock(t)`, time in the network's unit, and `corrupt(x0, t, eps) -> x_t`. One that can measure
-    held-out rows on draws that never change has `validate(network, batch, rng) -> {name: value_B}`.
+    A denoiser's process also has `schedule` (alpha, sigma at t), `clock(t)`, time in the network's unit, and its inverse `time(clock)`,
+    `corrupt(x0, t, eps) -> x_t`, and `says`, what its network predicts ("eps", "x0", "v", ...): what guides it from outside reads these.
+    One that can measure held-out rows on draws that never change has `validate(network, batch, rng) -> {name: value_B}`.
     What it must know of the neighbours (scales, codebook, vocabularies, shapes) it reads from the network, which keeps the
     `latent` and `condition` that it was built with. A phase named like a module of `prepare` trains that module; every other
     phase trains the network. A phase that comes twice in a plan draws anew: its second turn has other keys in `rng`.
@@ -496,5 +497,4 @@ class Judge(Protocol):
     """A judge takes pictures in as they come and gives its numbers at the end."""
 
     def add(self, images_BCHW: Tensor, prompts: Sequence[Prompt], references: Tensor | None = None) -> None: ...
-
     def result(self) -> dict[str, float]: ...

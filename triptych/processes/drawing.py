@@ -26,7 +26,7 @@ from triptych.processes import noise
 from triptych.processes.guidance import guided, innermost, thresholded
 from triptych.processes.solvers import advance
 
-__all__ = ["THRESHOLDS", "Denoising", "averaged", "begin", "check", "one_of", "preview", "step", "within"]
+__all__ = ["THRESHOLDS", "Denoising", "averaged", "check", "one_of", "within"]
 
 THRESHOLDS = ("none", "static", "dynamic")
 PERCENTILE = 0.995  # of Imagen's dynamic thresholding (arXiv 2205.11487, section 2.3)
@@ -72,6 +72,12 @@ class Denoising:
     # --- what a process says itself
 
     def rows(self, network: nn.Module, batch: Latents, u_B: Tensor, eps: Tensor, rng: Rng) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def clock(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def read(self, out: Tensor, x: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
     def table(self, how: Any, strength: float = 1.0) -> Tensor:
@@ -125,86 +131,63 @@ class Denoising:
         for a start whose tensors do not fit one another.
         """
         within("strength", start.strength, 0.001, 1.0)
+        if start.z0 is None and (start.strength < 1 or start.mask is not None):
+            raise ValueError("strength below 1 and a mask both speak of a start image: give z0 as well")
+        size, device = (len(rng), *start.shape), next((p.device for p in network.parameters()), torch.device("cpu"))
+        eps = rng.normal("start", start.shape) if start.noise is None else _fitting("noise", start.noise, size)
+        z0 = torch.zeros(size) if start.z0 is None else _fitting("z0", start.z0, size)
+        mask_size = (size[0], 1, *size[2:])
+        mask = torch.ones(mask_size) if start.mask is None else _fitting("mask", start.mask, mask_size)
+        eps, z0, mask = (one.to(device, torch.float32) for one in (eps, z0, mask))
+
         table = self.table(how, start.strength)
-        return begin(self, network, cond, null, how, start, rng, table, self.amplitude(how, table))
+        amplitude, table = self.amplitude(how, table), table.float()
+        if start.strength == 1:
+            first = float(self.schedule.sigma(torch.ones((), dtype=torch.float64))) if amplitude is None else amplitude
+            x = first * eps if first != 1 else eps
+        else:
+            x = self.corrupt(z0, table[0, 0].expand(size[0]), eps)
+        listen = getattr(network, "prepare", None) or (lambda said: said)
+        threshold = {"none": 0.0, "static": 1.0, "dynamic": PERCENTILE}[getattr(how, "threshold", "none")]
+        return State(
+            x=x, index_B=torch.zeros(size[0], dtype=torch.int64), total_B=torch.full(size[:1], len(table), dtype=torch.int64),
+            cond=listen(cond), null=listen(null), rng=rng,
+            extra={
+                "table": table.expand(size[0], -1, -1), "scale": torch.full(size[:1], float(how.guidance)),
+                "threshold": torch.full(size[:1], threshold),
+                "interval": torch.tensor(how.interval, dtype=torch.float32).expand(size[0], -1),
+                "D_1": torch.zeros_like(x), "D_2": torch.zeros_like(x), "anchor": x, "noise": eps, "z0": z0, "mask": mask,
+            },
+        )  # fmt: skip
 
     def step(self, network: nn.Module, state: State) -> State:
         """One evaluation of the network for all rows that are not done."""
-        return step(self, network, state)
+        live_B = ~state.done_B
+        if not live_B.all():
+            return state.put(live_B, self.step(network, state.rows(live_B))) if live_B.any() else state
+        extra, x = state.extra, state.x
+        rows_BK = extra["table"][torch.arange(len(x)), state.index_B]
+        t_B, s_B, t_next_B = rows_BK[:, 0], rows_BK[:, 5], rows_BK[:, 7]
+        denoiser = guided(network, state.null, extra["scale"], self.clock(extra["interval"]), getattr(self, "around", None))
+        out = denoiser(x, self.clock(t_B), state.cond).to(x.dtype)
+        D, share = self.read(out, x, t_B)
+        if extra["threshold"].any():
+            D = thresholded(D, _latent(network), extra["threshold"])
+        fresh = state.rng.normal("step", x.shape[1:], state.index_B.tolist()).to(x.device) if s_B.any() else None
+        x, D_1, anchor, D_2 = advance(rows_BK, x, D, extra["D_1"], extra["anchor"], extra["D_2"], fresh, share)
+        if not bool((extra["mask"] == 1).all()):
+            x = torch.lerp(self.corrupt(extra["z0"], t_next_B, extra["noise"]), x, extra["mask"])  # lerp is exact at 0 and 1
+        return replace(state, x=x, index_B=state.index_B + 1, extra=extra | {"D_1": D_1, "D_2": D_2, "anchor": anchor})
 
     def preview(self, state: State) -> Tensor:
         """The x0 that each row believed in last; the result itself where it is done."""
-        return preview(state)
+        guess = torch.lerp(state.extra["z0"], state.extra["D_1"], state.extra["mask"])
+        return torch.where(noise.spread(state.done_B, guess) > 0, state.x, guess)
 
 
 def averaged(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over rows: the loss with its gradient, the rest without."""
     return {name: value.mean() if name == "loss" else value.mean().detach() for name, value in rows.items()}
-
-
-def begin(
-    process: Any, network: nn.Module, cond: Condition, null: Condition, how: Any, start: Start, rng: Rng, table: Tensor,
-    amplitude: float | None = None,
-) -> State:  # fmt: skip
-    """B rows at the first row of `table`, [K, 15].
-
-    amplitude: of the pure noise at the start; None = what the schedule has at t = 1, and for a picture or a later start, at that time.
-    img2img starts from z0 with the noise of the table's first time. Raises ValueError for a start whose tensors do not fit one another.
-    """
-    size, device = (len(rng), *start.shape), next((p.device for p in network.parameters()), torch.device("cpu"))
-    within("strength", start.strength, 0.001, 1.0)
-    if start.z0 is None and (start.strength < 1 or start.mask is not None):
-        raise ValueError("strength below 1 and a mask both speak of a start image: give z0 as well")
-    eps = rng.normal("start", start.shape) if start.noise is None else _fitting("noise", start.noise, size)
-    z0 = torch.zeros(size) if start.z0 is None else _fitting("z0", start.z0, size)
-    mask_size = (size[0], 1, *size[2:])
-    mask = torch.ones(mask_size) if start.mask is None else _fitting("mask", start.mask, mask_size)
-    eps, z0, mask = (one.to(device, torch.float32) for one in (eps, z0, mask))
-
-    table = table.float()
-    if start.strength == 1:
-        first = float(process.schedule.sigma(torch.ones((), dtype=torch.float64))) if amplitude is None else amplitude
-        x = first * eps if first != 1 else eps
-    else:
-        x = process.corrupt(z0, table[0, 0].expand(size[0]), eps)
-    listen = getattr(network, "prepare", None) or (lambda said: said)
-    threshold = {"none": 0.0, "static": 1.0, "dynamic": PERCENTILE}[getattr(how, "threshold", "none")]
-    return State(
-        x=x, index_B=torch.zeros(size[0], dtype=torch.int64), total_B=torch.full(size[:1], len(table), dtype=torch.int64),
-        cond=listen(cond), null=listen(null), rng=rng,
-        extra={
-            "table": table.expand(size[0], -1, -1), "scale": torch.full(size[:1], float(how.guidance)),
-            "threshold": torch.full(size[:1], threshold),
-            "interval": torch.tensor(how.interval, dtype=torch.float32).expand(size[0], -1),
-            "D_1": torch.zeros_like(x), "D_2": torch.zeros_like(x), "anchor": x, "noise": eps, "z0": z0, "mask": mask,
-        },
-    )  # fmt: skip
-
-
-def step(process: Any, network: nn.Module, state: State) -> State:
-    """One evaluation of the network for all rows that are not done."""
-    live_B = ~state.done_B
-    if not live_B.all():
-        return state.put(live_B, step(process, network, state.rows(live_B))) if live_B.any() else state
-    extra, x = state.extra, state.x
-    rows_BK = extra["table"][torch.arange(len(x)), state.index_B]
-    t_B, s_B, t_next_B = rows_BK[:, 0], rows_BK[:, 5], rows_BK[:, 7]
-    denoiser = guided(network, state.null, extra["scale"], process.clock(extra["interval"]), getattr(process, "around", None))
-    out = denoiser(x, process.clock(t_B), state.cond).to(x.dtype)
-    D, share = process.read(out, x, t_B)
-    if extra["threshold"].any():
-        D = thresholded(D, _latent(network), extra["threshold"])
-    fresh = state.rng.normal("step", x.shape[1:], state.index_B.tolist()).to(x.device) if s_B.any() else None
-    x, D_1, anchor, D_2 = advance(rows_BK, x, D, extra["D_1"], extra["anchor"], extra["D_2"], fresh, share)
-    if not bool((extra["mask"] == 1).all()):
-        x = torch.lerp(process.corrupt(extra["z0"], t_next_B, extra["noise"]), x, extra["mask"])  # lerp is exact at 0 and 1
-    return replace(state, x=x, index_B=state.index_B + 1, extra=extra | {"D_1": D_1, "D_2": D_2, "anchor": anchor})
-
-
-def preview(state: State) -> Tensor:
-    """The x0 that each row believed in last; the result itself where it is done."""
-    guess = torch.lerp(state.extra["z0"], state.extra["D_1"], state.extra["mask"])
-    return torch.where(noise.spread(state.done_B, guess) > 0, state.x, guess)
 
 
 def _latent(network: nn.Module) -> LatentSpace:

@@ -4,7 +4,8 @@
     triptych train ddpm                        # one of them
 
 Pictures are 32 x 32: drawn scenes for systems that hear no words, scenes and emoji where words are the point. A budget is 8,000 steps
-of 64 pictures. What was reached stands in each card, and in docs/results/diffusion.md.
+of 64 pictures; the classifier that guides, the autoencoder and the text tower have their own, and `sd` (64 x 64) learns longer. What was
+reached stands in each card.
 """
 
 from __future__ import annotations
