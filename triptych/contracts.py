@@ -215,7 +215,7 @@ class LatentSpace:
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Panel 3. `Sampling`: a frozen dataclass of its own settings (cascades have steps too). `factor`: pixels a latent, if sizes are free."""
+    """Panel 3. `Sampling`: a frozen dataclass of its settings (cascades have steps too). `factor`: pixels a latent, if sizes are free."""
 
     latent: LatentSpace
     Sampling: type
