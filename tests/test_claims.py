@@ -24,7 +24,8 @@ from scripts.claims import (
     zero_shot_or_probe,
 )
 from scripts.claims import right_or_wrong_captions as captions
-from tests import test_claims_diffusion
+from tests import claim_rows
+from tests.claim_rows import figure
 from tests.contract import tiny
 from triptych.data import artwork, scenes
 from triptych.eyes import Eyes
@@ -245,10 +246,6 @@ def test_agreement_knows_which_way_is_better() -> None:
 # --- rows -----------------------------------------------------------------------------------------------------------------------
 
 
-def figure(value: float, low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.02 if low is None else low, "high": value + 0.02 if high is None else high, **more}
-
-
 def made_up(better: bool) -> dict[str, dict[str, Any]]:
     """Reports with the keys that rows read; `better`: the claims hold."""
     right = 0.95 if better else 0.5
@@ -320,18 +317,15 @@ def made_up(better: bool) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("better", [True, False])
-@pytest.mark.parametrize("name", [name for name in fill_survey.SCRIPTS if name not in test_claims_diffusion.SCRIPTS])
+@pytest.mark.parametrize("name", made_up(True))
 def test_rows_say_what_was_found(name: str, better: bool) -> None:
-    script = importlib.import_module(f"scripts.claims.{name}")
-    rows = script.row(made_up(better)[name])
-    assert set(rows) == {"en", "zh"}
-    for language, row in rows.items():
-        text = evidence.line(row)
-        assert text.count("|") == 5 and f"`scripts/claims/{name}.py`" in row.shown_by and (ROOT / f"scripts/claims/{name}.py").is_file()
-        words = {"en": ("not hold", "not told", "not decided", "in FLOP"), "zh": ("不成立", "未能", "按 FLOP")}[language]
-        assert any(word in row.verdict for word in words) != better, row.verdict
-        assert "nan" not in text and "None" not in text
-    assert "\u4e00" <= rows["zh"].claim[-1] <= "\u9fff" and rows["en"].verdict.isascii()
+    claim_rows.check(name, made_up(better)[name], better)
+
+
+def test_every_script_of_the_survey_was_shown_made_up_figures() -> None:
+    modules = [importlib.import_module(f"tests.{path.stem}") for path in sorted(ROOT.glob("tests/test_claims*.py"))]
+    shown = [name for module in modules for name in getattr(module, "made_up", lambda _: ())(True)]
+    assert sorted(shown) == sorted(fill_survey.SCRIPTS)
 
 
 def test_numbers_are_told_with_their_intervals() -> None:

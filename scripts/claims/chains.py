@@ -16,8 +16,7 @@ import hashlib
 import json
 import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,8 @@ import triptych
 from scripts.claims import evidence
 from scripts.claims.evidence import ROOT, around
 from scripts.claims.how_many_pictures import Known
-from triptych import checkpoint, data
+from scripts.claims.minutes import worked
+from triptych import catalog, checkpoint, data
 from triptych.contracts import Prompt
 from triptych.data.index import as_images
 from triptych.judges import distribution
@@ -40,8 +40,7 @@ from triptych.recipe import Data, Recipe
 from triptych.training import train
 
 __all__ = [
-    "AHEAD", "Arm", "Ruler", "apart", "changed", "drawn", "drawn_by", "listed", "options", "parsed", "real_pictures", "report_of", "taught",
-    "told",
+    "AHEAD", "Arm", "Ruler", "apart", "changed", "drawn", "drawn_by", "exact", "listed", "real_pictures", "run", "swept", "taught", "told",
 ]  # fmt: skip
 
 RUNS = "out/claims-runs/diffusion"  # from ROOT
@@ -61,27 +60,43 @@ class Arm(NamedTuple):
 # --- a script's frame -------------------------------------------------------------------------------------------------------
 
 
-def options(says: str | None, n: int = 500) -> argparse.ArgumentParser:
-    """Those of every claim, and --steps, --n, --references, --runs."""
+def run(
+    name: str, says: str | None, measure: Callable[..., dict[str, Any]], row: Callable[[Found], dict[str, evidence.Row]], *,
+    detector: bool = False, n: int = 500, **more: tuple[Any, Any, str],
+) -> None:  # fmt: skip
+    """A script of a claim, from its options to its JSON: `found` in the report is what `measure(args, report, eyes)` returns.
+
+    Its options are those of every claim, --steps, --n, --references, --runs, and `more`: name -> (default, with --quick, help), where a
+    tuple takes several numbers, a bool is a switch and None takes words. detector: measure(args, report, eyes, detector).
+    With --quick two steps, few pictures, and nothing of an earlier time.
+    """
+    args = parsed(says, n, more)
+    seeing = {"eyes": triptych.load(args.eyes)} | ({"detector": triptych.load(args.detector)} if detector else {})
+    report = evidence.begin(args, **seeing) | {"steps": args.steps, "n": args.n, "references": args.references, "arms": {}}
+    report |= {one: value for one in more if isinstance(value := getattr(args, one), int)}
+    report["found"] = measure(args, report, *seeing.values())
+    evidence.finish(report, args, name, row)
+
+
+def parsed(says: str | None, n: int, more: Mapping[str, tuple[Any, Any, str]]) -> argparse.Namespace:
     parser = evidence.options(says)
     parser.add_argument("--steps", type=int, default=2500, help="of training, each arm")
     parser.add_argument("--n", type=int, default=n, help="pictures drawn in each way")
     parser.add_argument("--references", type=int, default=2000, help="real pictures they are compared with")
     parser.add_argument("--runs", type=Path, default=ROOT / RUNS, help="where arms learn, and go on when a claim is run again")
-    return parser
-
-
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """With --quick: two steps, few pictures, and nothing of an earlier time."""
+    for one, (default, _, help) in more.items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{one}", action="store_true", help=help)
+        else:
+            number = type(default[0] if isinstance(default, tuple) else default) if default is not None else str
+            parser.add_argument(f"--{one}", type=number, nargs="+" if isinstance(default, tuple) else None, default=default, help=help)
     args = parser.parse_args()
     if args.quick:
         args.steps, args.n, args.references, args.runs = 2, 8, 16, args.runs / "quick"
         shutil.rmtree(args.runs, ignore_errors=True)
+        for one, (_, quick, _) in more.items():
+            setattr(args, one, quick)
     return args
-
-
-def report_of(args: argparse.Namespace, **eyes: Any) -> dict[str, Any]:
-    return evidence.begin(args, **eyes) | {"steps": args.steps, "n": args.n, "references": args.references, "arms": {}}
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------------
@@ -153,9 +168,9 @@ def drawn(model: Any, folder: Path, args: Any, prompts: Sequence[Prompt] = (), *
         rows = range(first, min(first + PIECE, args.n))
         path = kept / f"{rows.start:05d}-{rows.stop:05d}.safetensors"
         if not path.is_file():
-            begun = _worked()
+            begun = worked()
             made = model.generate(said[rows.start : rows.stop], seeds=[args.seed + i for i in rows], batch_size=PIECE, **how)
-            spent = torch.tensor(_worked() - begun, dtype=torch.float64)
+            spent = torch.tensor(worked() - begun, dtype=torch.float64)
             checkpoint.write_atomically(path, save({"pictures": torch.from_numpy(np.stack([np.array(one) for one in made])), "s": spent}))
             print(f"{model.name}, {kept.name}: {rows.stop} of {args.n}", file=sys.stderr, flush=True)
         found = load_file(path)
@@ -164,9 +179,25 @@ def drawn(model: Any, folder: Path, args: Any, prompts: Sequence[Prompt] = (), *
     return as_images(list(np.concatenate(pictures))), seconds / args.n
 
 
-def _worked() -> float:
-    """Seconds of work, if all threads that compute work all the time."""
-    return time.monotonic() if torch.cuda.is_available() else time.process_time() / torch.get_num_threads()
+def swept(
+    model: Any, folder: Path, args: Any, ruler: Ruler, counts: Sequence[int], title: str, prompts: Sequence[Prompt] = (), **how: Any
+) -> dict[str, Any]:
+    """str(steps) -> FD and its interval, precision, recall, seconds a picture; drawn in each number of steps."""
+    found = {}
+    for steps in counts:
+        pictures, seconds = drawn(model, folder, args, prompts, steps=steps, **how)
+        found[str(steps)] = one = {**ruler(pictures), "seconds": seconds}
+        print(f"{title}, {steps} steps: FD {around(one)}, {seconds:.3f} s a picture", flush=True)
+    return found
+
+
+def exact(detector: Any, pictures_NCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """value, low, high (Wilson): how often the detector reads what was asked, with its colours and places, and nothing else."""
+    judge = catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
+    for first in range(0, len(prompts), PIECE):
+        judge.add(pictures_NCHW[first : first + PIECE], prompts[first : first + PIECE])
+    result = judge.result()
+    return {"value": result["exact"], "low": result["exact_low"], "high": result["exact_high"]}
 
 
 def real_pictures(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:

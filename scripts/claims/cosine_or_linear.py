@@ -24,7 +24,6 @@ import torch
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around
 from triptych.processes import ddpm as process
@@ -50,18 +49,14 @@ def drops(config: process.Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(args: Any, eyes: Any, report: dict[str, Any]) -> dict[str, Any]:
+def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     found: dict[str, Any] = {"floor": ruler.floor, "counts": list(args.counts), "schedules": {}}
     for schedule, (name, settings) in SCHEDULES.items():
         arm = chains.taught(name, chains.changed(ddpm(), process=settings), args, report)
         model = chains.drawn_by(arm.model, variance="fixed_small")
-        told: dict[str, Any] = {"drops": drops(model.generator.process.config), "FD": {}}
-        for steps in args.counts:
-            pictures, seconds = chains.drawn(model, arm.folder, args, sampler="ddpm", steps=steps)
-            told["FD"][str(steps)] = {**ruler(pictures), "seconds": seconds}
-            print(f"{schedule}, {steps} steps: FD {around(told['FD'][str(steps)])}", flush=True)
-        found["schedules"][schedule] = told
+        fd = chains.swept(model, arm.folder, args, ruler, args.counts, schedule, sampler="ddpm")
+        found["schedules"][schedule] = {"drops": drops(model.generator.process.config), "FD": fd}
     return found
 
 
@@ -109,16 +104,5 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = chains.options(__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of steps in which pictures are drawn")
-    args = chains.parsed(parser)
-    args.counts = (2, 3) if args.quick else args.counts
-    eyes = triptych.load(args.eyes)
-    report = chains.report_of(args, eyes=eyes)
-    report["found"] = measure(args, eyes, report)
-    evidence.finish(report, args, NAME, row)
-
-
 if __name__ == "__main__":
-    main()
+    chains.run(NAME, __doc__, measure, row, counts=(COUNTS, (2, 3), "numbers of steps in which pictures are drawn"))

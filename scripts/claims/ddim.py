@@ -48,14 +48,9 @@ WAYS: dict[str, dict[str, Any]] = {"eta = 0": {"sampler": "ddim"}, "eta = 1": {"
 
 
 def speed(model: Any, folder: Path, args: Any, ruler: chains.Ruler) -> dict[str, Any]:
-    chain, found = chains.drawn_by(model, variance="fixed_small"), {}
-    for way, how in WAYS.items():
-        found[way] = {}
-        for steps in (*args.counts, *([args.whole] if way == "eta = 1" else [])):
-            pictures, seconds = chains.drawn(model if way == "eta = 0" else chain, folder, args, steps=steps, **how)
-            found[way][str(steps)] = {**ruler(pictures), "seconds": seconds}
-            print(f"{way}, {steps} steps: FD {around(found[way][str(steps)])}, {seconds:.3f} s a picture", flush=True)
-    return found
+    chain = chains.drawn_by(model, variance="fixed_small")
+    ways = {"eta = 0": (model, args.counts), "eta = 1": (chain, (*args.counts, args.whole))}
+    return {way: chains.swept(one, folder, args, ruler, counts, way, **WAYS[way]) for way, (one, counts) in ways.items()}
 
 
 # --- from one x_T to another ------------------------------------------------------------------------------------------------
@@ -114,11 +109,28 @@ def backwards(model: Any, images_NCHW: Tensor, counts: Sequence[int]) -> dict[st
     return found
 
 
+def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
+    if args.model:
+        model = triptych.load(args.model)
+        folder = args.runs / f"of-{model.name}"
+    else:
+        model, folder, _ = chains.taught("ddpm", ddpm(), args, report)
+    ruler = chains.Ruler(eyes, ddpm().data, args)
+    images_NCHW, _ = chains.real_pictures(ddpm().data, args.pictures, args.seed + 2 * chains.AHEAD)
+    found = {"model": {"name": model.name, "fingerprints": model.fingerprints}, "floor": ruler.floor}
+    found["speed"] = speed(model, folder, args, ruler)
+    with torch.no_grad():
+        found["between"] = between(model, eyes.sight(), args.pairs, args.middle, args.seed)
+        found["backwards"] = backwards(model, images_NCHW, args.back)
+    return found
+
+
 # --- what is said of it -------------------------------------------------------------------------------------------------------
 
 
 def row(report: Mapping[str, Any]) -> dict[str, Row]:
-    found, way = report["speed"], report["between"]
+    told = report["found"]
+    found, way = told["speed"], told["between"]
     whole = max(found["eta = 1"], key=int)
     chain = found["eta = 1"][whole]
     enough = [int(steps) for steps, one in found["eta = 0"].items() if chains.apart(one, chain) != 1]
@@ -127,7 +139,7 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     smooth = {-1: ("holds", "成立"), 0: ("not told from eta = 1", "未能与 eta = 1 区分"), 1: ("does not hold", "不成立")}[
         chains.apart(way["eta = 0"], way["eta = 1"])
     ]  # fmt: skip
-    back = report["backwards"]["steps"]
+    back = told["backwards"]["steps"]
     least, most = (pick(back, key=int) for pick in (min, max))
     low = back[most]["low"] > 30 and chains.apart(back[most], back[least]) == 1  # as a good JPEG, and steps are what it takes
     returns = ("holds", "成立") if low else ("does not hold", "不成立")
@@ -139,7 +151,7 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     drawn = [stop.join(listed(eta, stop) for eta in WAYS) for stop in ("; ", "；")]
     psnr = ", ".join(f"{steps}: {around(one, 1)}" for steps, one in back.items())
     ways = " / ".join(around(way[which]) for which in ("eta = 0", "eta = 1", "fade"))
-    floor, n = around(report["floor"], 1), report["backwards"]["n"]
+    floor, n = around(told["floor"], 1), told["backwards"]["n"]
     if report["arms"]:
         took = chains.told(report)
     else:
@@ -162,34 +174,12 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = chains.options(__doc__)
-    parser.add_argument("--model", help="an embedded name or a folder, of the process ddpm; default: the recipe, taught here")
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of steps in which pictures are drawn")
-    parser.add_argument("--whole", type=int, default=1000, help="steps of the chain that they are compared with")
-    parser.add_argument("--pairs", type=int, default=16, help="of x_T, to go between")
-    parser.add_argument("--pictures", type=int, default=32, help="that are inverted")
-    args = chains.parsed(parser)
-    steps, back = 50, BACKWARDS
-    if args.quick:
-        args.counts, args.whole, args.pairs, args.pictures, steps, back = (1, 2), 3, 2, 2, 1, (1, 2)
-    eyes = triptych.load(args.eyes)
-    report = chains.report_of(args, eyes=eyes)
-    if args.model:
-        model = triptych.load(args.model)
-        folder = args.runs / f"of-{model.name}"
-    else:
-        arm = chains.taught("ddpm", ddpm(), args, report)
-        model, folder = arm.model, arm.folder
-    ruler = chains.Ruler(eyes, ddpm().data, args)
-    report |= {"model": {"name": model.name, "fingerprints": model.fingerprints}, "floor": ruler.floor}
-    report["speed"] = speed(model, folder, args, ruler)
-    with torch.no_grad():
-        report["between"] = between(model, eyes.sight(), args.pairs, steps, args.seed)
-        images_NCHW, _ = chains.real_pictures(ddpm().data, args.pictures, args.seed + 2 * chains.AHEAD)
-        report["backwards"] = backwards(model, images_NCHW, back)
-    evidence.finish(report, args, NAME, row)
-
-
 if __name__ == "__main__":
-    main()
+    chains.run(
+        NAME, __doc__, measure, row,
+        model=(None, None, "an embedded name or a folder, of the process ddpm; default: the recipe, taught here"),
+        counts=(COUNTS, (1, 2), "numbers of steps in which pictures are drawn"),
+        whole=(1000, 3, "steps of the chain that they are compared with"), middle=(50, 1, "steps of each point between two x_T"),
+        pairs=(16, 2, "of x_T, to go between"), back=(BACKWARDS, (1, 2), "numbers of steps back, and forth again"),
+        pictures=(32, 2, "that are inverted"),
+    )  # fmt: skip

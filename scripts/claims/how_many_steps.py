@@ -23,7 +23,6 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around
 from scripts.claims.noise_at_once import terminal
@@ -40,21 +39,20 @@ def arms(rescaled: bool) -> dict[str, dict[str, Any]]:
     return made | ({f"T-{T}-rescaled": {"num_timesteps": T, "rescale": True} for T in SHORT} if rescaled else {})
 
 
-def measure(args: Any, eyes: Any, report: dict[str, Any]) -> dict[str, Any]:
+def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     images_NCHW, _ = chains.real_pictures(ddpm().data, 40 if args.quick else 1000, args.seed)
     found: dict[str, Any] = {"floor": ruler.floor, "chains": {}}
-    few, most = (2, 3) if args.quick else (FEW, args.most)
     for name, process in arms(args.rescaled).items():
         arm = chains.taught(name, chains.changed(ddpm(), process=process), args, report)
         model = chains.drawn_by(arm.model, variance="fixed_small")
         T = model.generator.process.config.num_timesteps
         told: dict[str, Any] = {"T": T, "rescaled": "rescale" in process, "end": terminal(model.generator.process, images_NCHW, args.seed)}
-        for what, steps in {"chain": min(T, most), "few": few}.items():
+        for what, steps in {"chain": min(T, args.most), "few": args.few}.items():
             pictures, seconds = chains.drawn(model, arm.folder, args, sampler="ddpm", steps=steps)
             told[what] = {**ruler(pictures), "steps": steps, "seconds": seconds}
         found["chains"][name] = told
-        print(f"{name}: FD {around(told['chain'])} in {told['chain']['steps']} steps, {around(told['few'])} in {few}", flush=True)
+        print(f"{name}: FD {around(told['chain'])} in {told['chain']['steps']} steps, {around(told['few'])} in {args.few}", flush=True)
     return found
 
 
@@ -98,16 +96,8 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = chains.options(__doc__)
-    parser.add_argument("--most", type=int, default=250, help="steps of the chain that are taken")
-    parser.add_argument("--rescaled", action="store_true", help="two arms more, whose short chains end in noise")
-    args = chains.parsed(parser)
-    eyes = triptych.load(args.eyes)
-    report = chains.report_of(args, eyes=eyes)
-    report["found"] = measure(args, eyes, report)
-    evidence.finish(report, args, NAME, row)
-
-
 if __name__ == "__main__":
-    main()
+    chains.run(
+        NAME, __doc__, measure, row, most=(250, 3, "steps of the chain that are taken"), few=(FEW, 2, "steps in which every arm is drawn"),
+        rescaled=(False, False, "two arms more, whose short chains end in noise"),
+    )  # fmt: skip

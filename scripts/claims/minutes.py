@@ -20,7 +20,7 @@ import torch
 from triptych.recipe import Recipe
 from triptych.training import Result, train
 
-__all__ = ["Clock", "fit", "of_steps", "seeds", "told", "trained"]
+__all__ = ["Clock", "fit", "of_steps", "seeds", "told", "trained", "worked"]
 
 Arm = TypeVar("Arm")
 
@@ -33,11 +33,11 @@ class Clock:
         self.begin()
 
     def begin(self, *_: Any) -> None:
-        self.at, self.worked = [time.monotonic()], [_worked()]
+        self.at, self.worked = [time.monotonic()], [worked()]
 
     def step(self, step: int, loss: float) -> float:
         self.at.append(time.monotonic())
-        self.worked.append(_worked())
+        self.worked.append(worked())
         if len(self.at) % 100 == 0:
             print(f"{self.title}: step {step}, loss {loss:.3f}", file=sys.stderr, flush=True)
         return 0.0
@@ -59,7 +59,7 @@ class Clock:
         return (self.at[-1] - self.at[0]) / 60
 
 
-def _worked() -> float:
+def worked() -> float:
     """Seconds, if all threads that compute work all the time."""
     return time.monotonic() if torch.cuda.is_available() else time.process_time() / torch.get_num_threads()
 

@@ -33,7 +33,6 @@ from torch import Tensor
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around, percent
 from triptych.recipes.diffusion import ddpm
@@ -60,7 +59,7 @@ def edges(images_NCHW: Tensor) -> np.ndarray:
     return sum(images_NCHW.diff(dim=dim).square().flatten(1).mean(1) for dim in (2, 3)).double().numpy()  # type: ignore[union-attr]
 
 
-def measure(args: Any, eyes: Any, report: dict[str, Any]) -> dict[str, Any]:
+def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     real_NCHW, _ = chains.real_pictures(ddpm().data, args.references, args.seed)
     other_NCHW, _ = chains.real_pictures(ddpm().data, args.n, args.seed + chains.AHEAD)
@@ -112,16 +111,5 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = chains.options(__doc__)
-    parser.add_argument("--draw", type=int, default=50, help="steps of the chain that it is compared with")
-    args = chains.parsed(parser)
-    args.draw = 2 if args.quick else args.draw
-    eyes = triptych.load(args.eyes)
-    report = chains.report_of(args, eyes=eyes)
-    report["found"] = measure(args, eyes, report)
-    evidence.finish(report, args, NAME, row)
-
-
 if __name__ == "__main__":
-    main()
+    chains.run(NAME, __doc__, measure, row, draw=(50, 2, "steps of the chain that it is compared with"))

@@ -26,10 +26,8 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around, percent
-from triptych import catalog
 from triptych.recipe import Recipe
 from triptych.recipes.diffusion import adm, ddpm
 
@@ -45,24 +43,15 @@ def labelled(target: str) -> Recipe:
     return chains.changed(ddpm(), process={"target": target}, data=adm().data, neighbours=neighbours)
 
 
-def exact(detector: Any, pictures: Any, prompts: Any) -> dict[str, float]:
-    judge = catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
-    for first in range(0, len(prompts), chains.PIECE):
-        rows = slice(first, first + chains.PIECE)
-        judge.add(pictures[rows], prompts[rows])
-    result = judge.result()
-    return {"value": result["exact"], "low": result["exact_low"], "high": result["exact_high"]}
-
-
-def measure(args: Any, eyes: Any, detector: Any, report: dict[str, Any]) -> dict[str, Any]:
+def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict[str, Any]:
     spec = adm().data
     ruler = chains.Ruler(eyes, spec, args)
     real, prompts = chains.real_pictures(spec, args.n, args.seed + 2 * chains.AHEAD)
-    found: dict[str, Any] = {"floor": ruler.floor, "ceiling": exact(detector, real, prompts), "targets": {}}
+    found: dict[str, Any] = {"floor": ruler.floor, "ceiling": chains.exact(detector, real, prompts), "targets": {}}
     for target in TARGETS:
         arm = chains.taught(f"one-thing-{target}", labelled(target), args, report)
         pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, sampler="ddim", steps=args.draw)
-        told = {"FD": ruler(pictures), "exact": exact(detector, pictures, prompts), "seconds": seconds}
+        told = {"FD": ruler(pictures), "exact": chains.exact(detector, pictures, prompts), "seconds": seconds}
         found["targets"][target] = told
         print(f"{target}: FD {around(told['FD'])}, exact {percent(told['exact'])}, {arm.told['minutes']:.1f} minutes", flush=True)
     return found
@@ -113,16 +102,5 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = chains.options(__doc__)
-    parser.add_argument("--draw", type=int, default=50, help="steps of DDIM")
-    args = chains.parsed(parser)
-    args.draw = 2 if args.quick else args.draw
-    eyes, detector = triptych.load(args.eyes), triptych.load(args.detector)
-    report = chains.report_of(args, eyes=eyes, detector=detector) | {"draw": args.draw}
-    report["found"] = measure(args, eyes, detector, report)
-    evidence.finish(report, args, NAME, row)
-
-
 if __name__ == "__main__":
-    main()
+    chains.run(NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of DDIM"))

@@ -24,7 +24,6 @@ import torch
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around
 from triptych.contracts import Prompt, Rng
@@ -47,7 +46,7 @@ def bits(model: Any, images_NCHW: torch.Tensor, seed: int) -> dict[str, Any]:
     return {**estimate, "n": len(bits_N), "last": float(last_N.mean()), "prior": float(found["prior"].mean())}
 
 
-def measure(args: Any, eyes: Any, report: dict[str, Any]) -> dict[str, Any]:
+def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     asked, _ = chains.real_pictures(ddpm().data, args.bits, args.seed + 2 * chains.AHEAD)
     learning = chains.changed(ddpm(), process={"variance": "learned_range", "loss": "hybrid"}, unet={"learn_sigma": True})
@@ -57,13 +56,10 @@ def measure(args: Any, eyes: Any, report: dict[str, Any]) -> dict[str, Any]:
     for variance in VARIANCES:
         arm = learnt if variance == "learned_range" else fixed
         model = chains.drawn_by(arm.model, variance=variance)
-        told: dict[str, Any] = {"bits": bits(model, asked, args.seed), "FD": {}}
-        print(f"{variance}: {around(told['bits'], 3)} bits", flush=True)
-        for steps in args.counts:
-            pictures, seconds = chains.drawn(model, arm.folder, args, sampler="ddpm", steps=steps)
-            told["FD"][str(steps)] = {**ruler(pictures), "seconds": seconds}
-            print(f"{variance}, {steps} steps: FD {around(told['FD'][str(steps)])}", flush=True)
-        found["variances"][variance] = told
+        coded = bits(model, asked, args.seed)
+        print(f"{variance}: {around(coded, 3)} bits", flush=True)
+        fd = chains.swept(model, arm.folder, args, ruler, args.counts, variance, sampler="ddpm")
+        found["variances"][variance] = {"bits": coded, "FD": fd}
     return found
 
 
@@ -117,18 +113,8 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = chains.options(__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of steps in which pictures are drawn")
-    parser.add_argument("--bits", type=int, default=16, help="pictures whose likelihood is bounded, in 1,000 steps each")
-    args = chains.parsed(parser)
-    if args.quick:
-        args.counts, args.bits = (2, 3), 2
-    eyes = triptych.load(args.eyes)
-    report = chains.report_of(args, eyes=eyes)
-    report["found"] = measure(args, eyes, report)
-    evidence.finish(report, args, NAME, row)
-
-
 if __name__ == "__main__":
-    main()
+    chains.run(
+        NAME, __doc__, measure, row, counts=(COUNTS, (2, 3), "numbers of steps in which pictures are drawn"),
+        bits=(16, 2, "pictures whose likelihood is bounded, in 1,000 steps each"),
+    )  # fmt: skip

@@ -163,7 +163,7 @@ def test_a_class_by_number_and_by_name() -> None:
     for text, said in (("48", "0..47"), ("starr", "did you mean 'star'"), ("-1", "no class")):
         with pytest.raises(ValueError, match=said):
             one("classes" if text == "starr" else "numbers", "", Given.of(label=text))
-    with pytest.raises(ValueError, match="the classes have no names: say a number in 0..47"):
+    with pytest.raises(ValueError, match="the classes have no names: say a number"):
         one("numbers", "", Given.of(label="star"))
 
 
