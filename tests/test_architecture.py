@@ -3,7 +3,7 @@
 app/                                    L7   people and programs
 recipes/                                L6   one function = one run
 training/  judging  data/  judges/      L5   make and measure
-pipeline  eyes  checkpoint  recipe  interop/    L4   join, look, store, describe
+pipeline  guides  eyes  checkpoint  recipe  interop/    L4   join, pull, look, store, describe
 text_encoders/ generators/ decoders/ vision/    L3   the panels and their eyes
 processes/                              L2   data -> loss, noise -> sample
 layers/                                 L1   attention, conv, embed, blocks
@@ -34,7 +34,7 @@ LEVELS = [
     {"layers"},
     {"processes"},
     {"text_encoders", "generators", "decoders", "vision"},
-    {"pipeline", "eyes", "checkpoint", "recipe", "interop"},
+    {"pipeline", "guides", "eyes", "checkpoint", "recipe", "interop"},
     {"training", "judging", "data", "judges"},
     {"recipes"},
     {"app"},
@@ -43,6 +43,8 @@ LEVELS = [
 SIDEWAYS = {
     ("pipeline", "checkpoint"),
     ("pipeline", "eyes"),
+    ("pipeline", "guides"),
+    ("guides", "eyes"),
     ("pipeline", "interop"),
     ("eyes", "checkpoint"),
     ("eyes", "interop"),

@@ -10,7 +10,6 @@ this text encoder and for this latent space.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import catalog, checkpoint
+from . import catalog, checkpoint, guides
 from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
 from .eyes import Eyes, is_eyes, load_eyes
 from .layers import conv, linear
 from .processes import sample
-from .processes.guidance import CriticGuidance, Guide
 
 __all__ = ["Generator", "TextToImage", "load", "load_generator", "to_pil"]
 
@@ -67,7 +65,7 @@ class TextToImage:
         self.size = size or (decoder.image_size, decoder.image_size)  # (H, W) of pictures for which no other is asked
         self._check_joints()
         self._autocast = False
-        self._eyes: Eyes | None = None  # those that `guide` names, loaded when they are first needed
+        self.own_eyes: Eyes | None = None  # those that `guide` names, loaded when they are first needed
 
     # -- joining ---------------------------------------------------------------------------------------------------------
 
@@ -123,6 +121,7 @@ class TextToImage:
         exact: bool = False,
         guide: Eyes | None = None,
         guide_scale: float | None = None,
+        like: guides.Like | None = None,
         on_step: Callable[[int, int, Preview], None] | None = None,
         batch_size: int = 16,
         **sampling: Any,
@@ -136,6 +135,7 @@ class TextToImage:
         decoder: settings of the decoder's own Sampling, where it has any (a cascade's or unCLIP's steps).
         guide: eyes that hear words, and pull at every step towards what they take for the words, with the force guide_scale, in units
         of their own logit; 0 = off. Without eyes the model's own guide pulls, where it has one (a classifier of noised pictures).
+        like: a picture that these are to be like, in pixels, features or style (`triptych.guides.Like`).
         sampling: steps, guidance, sampler...: the fields of `model.generator.process.Sampling`.
         on_step(done, total, preview): after each evaluation; `preview()` decodes what stands there now.
         Raises ValueError for unknown settings, eyes that cannot guide, or counts of prompts, seeds, noise, negatives that do not meet.
@@ -143,7 +143,7 @@ class TextToImage:
         said = [Prompt.of(p) for p in ([prompts] if isinstance(prompts, (str, int, Prompt)) else prompts)]
         how = self.settings(**sampling)
         shape, decode_how = self._shape(size, noise), self._decoder_settings(size, decoder or {})
-        pull = self._pull(guide, guide_scale)
+        pulls = guides.pulls(self, guide, guide_scale, like)
         seeds = list(range(len(said))) if seeds is None else list(seeds)
         against = _as_many(negative, len(said))
         if against and "negative" not in self.generator.process.abilities:
@@ -157,7 +157,7 @@ class TextToImage:
             rows = slice(first, first + chunk)
             rng = Rng.of_seeds(seeds[rows])
             started = None if noise is None else noise[rows]
-            z, cond = self._latents(said[rows], against and against[rows], how, shape, started, rng, on_step, decode_how, pull)
+            z, cond = self._latents(said[rows], against and against[rows], how, shape, started, rng, on_step, decode_how, pulls)
             images += self._decode(z, cond, decode_how, rng)
         return images
 
@@ -168,8 +168,8 @@ class TextToImage:
         """What panel 2 draws, before panel 3: standardised latents [B, ...]. Arguments and errors as of `generate`."""
         said = [Prompt.of(p) for p in prompts]
         rng = Rng.of_seeds(list(range(len(said))) if seeds is None else list(seeds))
-        against, shape, pull = _as_many(negative, len(said)), self._shape(size, noise), self._pull(None, None)
-        return self._latents(said, against, self.settings(**sampling), shape, noise, rng, None, None, pull)[0]
+        against, shape, pulls = _as_many(negative, len(said)), self._shape(size, noise), guides.pulls(self, None, None, None)
+        return self._latents(said, against, self.settings(**sampling), shape, noise, rng, None, None, pulls)[0]
 
     def settings(self, **sampling: Any) -> Any:
         """The process's Sampling: this model's defaults, then what is asked. Raises ValueError for a setting it does not have."""
@@ -204,15 +204,14 @@ class TextToImage:
 
     def _latents(
         self, prompts: Sequence[Prompt], negative: Sequence[str] | None, how: Any, shape: tuple[int, ...], noise: Tensor | None, rng: Rng,
-        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any, pull: tuple[Eyes | nn.Module, float] | None,
+        on_step: Callable[[int, int, Preview], None] | None, decode_how: Any, pulls: list[guides.Pull],
     ) -> tuple[Tensor, Condition]:  # fmt: skip
         network, process = self.generator.network, self.generator.process
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             cond = self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng)
             null = self.text_encoder.encode([Prompt.of(n) for n in negative]) if negative else self.text_encoder.null(prompts)
             start = Start(shape=shape, noise=None if noise is None else noise.float())
-            if pull is not None:
-                network = CriticGuidance(network, self._guide(*pull, prompts, cond, decode_how, rng))
+            network = guides.guided_by(pulls, self, network, prompts, cond, shape, decode_how, rng)
 
             def report(state: State, _: Process) -> None:
                 total = int(state.total_B.max())
@@ -221,48 +220,6 @@ class TextToImage:
 
             z = sample(process, network, cond.to(self.device), null.to(self.device), how, start, rng, on_step=report)
         return z, cond
-
-    def _pull(self, eyes: Eyes | None, scale: float | None) -> tuple[Eyes | nn.Module, float] | None:
-        """Who guides, and how strongly; None where nobody does. Raises ValueError for eyes or a process that cannot, and a wrong scale."""
-        own = eyes is None
-        scale = float(self.guide.get("scale", 0.0)) if own and scale is None else scale or 0.0
-        if not (math.isfinite(scale) and scale >= 0):
-            raise ValueError(f"guide_scale = {scale!r}: must be 0 (off) or more")
-        if own and "eyes" in self.guide and scale:
-            if self._eyes is None:
-                self._eyes = load_eyes(self.guide["eyes"], device=self.device.type)
-            eyes = self._eyes
-        guide = eyes or self.generator.guide
-        if guide is None and scale:
-            raise ValueError(f"guide_scale = {scale!r} and no guide; give eyes that hear words, a CLIP")
-        if eyes is not None and (eyes.text_encoder is None or getattr(eyes.vision, "role", "") != "critic"):
-            raise ValueError(f"{eyes.name} ({type(eyes.vision).__name__}) hears no words and cannot guide; take a CLIP")
-        process = self.generator.process
-        if eyes is not None and (process.drives != "denoiser" or not all(hasattr(process, name) for name in ("schedule", "time"))):
-            raise ValueError(f"{type(process).__name__} has no x0 to ask eyes about at each step; a guide needs a denoiser's process")
-        return (guide, scale) if guide is not None and scale else None
-
-    def _guide(
-        self, critic: Eyes | nn.Module, scale: float, prompts: Sequence[Prompt], cond: Condition, how: Any, rng: Rng
-    ) -> Guide:  # fmt: skip
-        """What eyes say of a belief in x0, in units of their own logit; or what the model's own critic says of x_t."""
-        process: Any = self.generator.process
-        target = getattr(process, "says", None) or process.config.target
-        if target not in ("x0", "eps", "v"):
-            raise ValueError(f"a guide moves x0, eps or v, and this {type(process).__name__} says {target!r}: draw without a guide")
-        known = {"schedule": process.schedule, "target": target, "time": process.time}
-        if isinstance(critic, nn.Module):
-            return Guide(critic=critic, heard=cond, scale=scale, noisy=True, **known)  # type: ignore[arg-type]
-        eyes, vision = critic, critic.vision
-        assert eyes.text_encoder is not None
-
-        def see(x0: Tensor) -> Tensor:
-            latent = self.decoder.latent
-            small = latent.kind == "image" and len(latent.mean) == 3 and latent.fingerprint.startswith("pixels-")
-            return eyes.preprocess(latent.restore(x0) if small else self.decoder.decode(x0, cond, how, rng.child("decoder")))
-
-        heard = eyes.text_encoder.encode(prompts).to(eyes.device)
-        return Guide(critic=vision, heard=heard, scale=scale * float(vision.scale()), see=see, **known)  # type: ignore[arg-type, operator]
 
     def _preview(self, state: State, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
         guess = self.generator.process.preview(state)

@@ -288,3 +288,56 @@ def test_show_and_trace(run: Callable, model: Path) -> None:
     order = list(dict.fromkeys(stage["stage"] for stage in stages))
     assert order == ["words", "text encoder", "condition", "generator", "latents", "image"]
     assert stages[-1]["shapes"] == "[1, 3, 8, 8] float32" and any(s["what"].startswith("blocks.0-1: ") for s in stages)
+
+
+# --- like a picture -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blue(here: Path) -> Path:
+    Image.new("RGB", (40, 20), (20, 60, 200)).save(here / "blue.png")
+    return here / "blue.png"
+
+
+def test_a_picture_pulls_towards_itself_and_is_recorded(run: Callable, model: Path, eyes: Path, blue: Path) -> None:
+    base = ["generate", "a cat", "--model", model, "--seed", "3", "-o"]
+    assert run(*base, "base.png").code == 0 and "like" not in (pictures.read("base.png") or {})
+    wanted = np.array([20.0, 60.0, 200.0])
+    far = [np.abs(pixels("base.png").reshape(-1, 3) - wanted).mean()]
+    for scale in ("1", "4"):
+        assert run(*base, f"s{scale}.png", "--like", blue, "--like-by", "pixels", "--like-scale", scale).code == 0
+        far.append(np.abs(pixels(f"s{scale}.png").reshape(-1, 3) - wanted).mean())
+    assert far[0] > far[1] > far[2], "stronger is nearer"
+    record = pictures.read("s4.png")
+    assert record is not None and record["like"]["by"] == "pixels" and record["like"]["scale"] == 4 and "eyes" not in record["like"]
+    assert run(*base, "off.png", "--like", blue, "--like-by", "pixels", "--like-scale", "0").code == 0
+    assert (pixels("off.png") == pixels("base.png")).all() and "like" not in (pictures.read("off.png") or {})
+    for by in ("features", "gram"):
+        value = run(*base, f"{by}.png", "--like", blue, "--like-by", by, "--like-scale", "50", "--guide", eyes, "--guide-scale", "0", "--json")
+        assert value.json["like"]["by"] == by and value.json["like"]["fingerprint"] == load(eyes).fingerprint and "guide" not in value.json
+        assert (pixels(f"{by}.png") != pixels("base.png")).any()
+
+
+def test_from_draws_the_same_pixels_like_a_picture(run: Callable, model: Path, eyes: Path, blue: Path) -> None:
+    how = ["--like", blue, "--like-by", "pixels", "--like-scale", "3"]
+    assert run("generate", "a cat", "--model", model, "--seed", "3", "-o", "old.png", *how, "--guide", eyes).code == 0
+    again = ["generate", "--from", "old.png", "--model", model, "--guide", eyes]
+    assert run(*again, "--like", blue, "-o", "new.png").code == 0 and (pixels("new.png") == pixels("old.png")).all()
+    ran = run(*again, "-o", "none.png")
+    assert ran.code == 2 and "blue.png" in ran.err and "--like FILE" in ran.err
+    Image.new("RGB", (40, 20), "red").save("red.png")
+    assert run(*again, "--like", "red.png", "-o", "other.png").code == 2
+    assert run(*again, "--like-scale", "0", "-o", "without.png").code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--like-by", "gram"], "--like PICTURE"), (["--like", "nowhere.png"], "nowhere.png"),
+        (["--like", "blue.png", "--like-by", "taste"], "pixels, features, gram"),
+        (["--like", "blue.png", "--like-scale", "-1"], "must be 0"), (["--like", "blue.png", "--like-scale", "nan"], "must be 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resembled_is_said(run: Callable, model: Path, blue: Path, more: list[str], said: str) -> None:
+    ran = run("generate", "a cat", "--model", model, "-o", "x.png", *more)
+    assert ran.code in (2, 3) and said in ran.err and not Path("x.png").exists()

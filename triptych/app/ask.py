@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..data.index import Row
     from ..pipeline import TextToImage
 
-__all__ = ["Given", "Unreadable", "asked", "reads"]
+__all__ = ["Given", "Unreadable", "asked", "fingerprint_of", "reads"]
 
 Box = tuple[str, float, float, float, float]  # class, centre x, centre y, width, height
 SMALLER = 4  # a low-resolution picture has a quarter of the side, as LDM's super-resolution has (arXiv 2112.10752)
@@ -79,8 +79,8 @@ class Given:
     def record(self) -> dict[str, Any]:
         """For a picture's record: all of it, but of pictures only what tells them apart."""
         told = {"label": self.label, "boxes": self.boxes and [list(box) for box in self.boxes]}
-        prints = {"image": self.image and _print(self.image), "mask": self.mask and _print(self.mask), "names": list(self.names)}
-        return {name: value for name, value in {**told, **prints}.items() if value}
+        pictures = {name: picture and fingerprint_of(picture) for name, picture in (("image", self.image), ("mask", self.mask))}
+        return {name: value for name, value in {**told, **pictures, "names": list(self.names)}.items() if value}
 
     def completed(self, old: Mapping[str, Any], path: str) -> Given:
         """With what an old picture's record says; pictures must be given again. Raises ValueError for one that is missing or another."""
@@ -89,8 +89,8 @@ class Given:
             raise ValueError(f"{path}: field 'given' of the record holds no label and boxes")
         for name in ("image", "mask"):
             mine, said = getattr(self, name), old.get(name)
-            if said and (mine is None or _print(mine) != said):
-                what = "was not given" if mine is None else f"is another ({_print(mine)})"
+            if said and (mine is None or fingerprint_of(mine) != said):
+                what = "was not given" if mine is None else f"is another ({fingerprint_of(mine)})"
                 files = ", ".join(map(str, old.get("names", ())))
                 raise ValueError(f"{path} was drawn from the {name} {said} ({files}), which {what}; give it: --{name} FILE")
         boxes = None if boxes is None else tuple(_box(box, f"{path}: field 'given'") for box in boxes[:_MOST_BOXES])
@@ -363,6 +363,6 @@ def _tensor(picture: Image.Image, side: int, *, smooth: bool = True) -> Tensor:
     return as_tensor(ImageOps.fit(picture, (side, side), method=how))[0]
 
 
-def _print(picture: Image.Image) -> str:
+def fingerprint_of(picture: Image.Image) -> str:
     """What tells a picture's pixels from any other's."""
     return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()[:16]

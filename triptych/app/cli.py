@@ -83,6 +83,12 @@ def generate(
         help="Eyes that hear words, a CLIP: at every step the picture is pulled to where they see more of the words in it.")] = None,
     guide_scale: Annotated[float | None, typer.Option("--guide-scale", metavar="S",
         help="How strongly --guide pulls, in units of its logit; 0 = off.  [default: 10]")] = None,
+    like: Annotated[str | None, typer.Option("--like", metavar="PICTURE",
+        help="A picture that these are to be like.")] = None,
+    like_by: Annotated[str | None, typer.Option("--like-by", metavar="HOW",
+        help="pixels (what lies where), features (what there is) or gram (style), seen by --guide's eyes.  [default: features]")] = None,
+    like_scale: Annotated[float | None, typer.Option("--like-scale", metavar="S",
+        help="How strongly; 0 = off, 1 = so that one sees it.  [default: 1]")] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="N|NAME", help="The class, of a model that draws classes.")] = None,
     boxes: Annotated[str | None, typer.Option("--boxes", metavar="BOXES|FILE.json",
         help='Of a model that draws layouts: "circle 0.1,0.2,0.4,0.5; heart ...", left,top,right,bottom as shares of the picture.')] = None,
@@ -121,7 +127,8 @@ def generate(
     run(Request(
         prompts=prompt or (), model=model, n=n, seed=seed, steps=steps, guidance=guidance, sampler=sampler, negative=negative, size=size,
         prompts_file=prompts, old=old, strip=strip, out=output, device=device, precision=precision, exact=exact, metadata=not no_metadata,
-        guide=guide, guide_scale=guide_scale, label=label, boxes=boxes, image=image, mask=mask,
+        guide=guide, guide_scale=guide_scale, like=like, like_by=like_by, like_scale=like_scale,
+        label=label, boxes=boxes, image=image, mask=mask,
     ), as_json)  # fmt: skip
 
 

@@ -12,22 +12,21 @@ from .. import __version__
 from . import pictures, say
 from .ask import Given, asked
 from .errors import Failure, blame
+from .guiding import NOBODY, Guiding, guiding
 from .jobs import Job, Target, from_record, numbered, parse_file, parse_size, strip_of
-from .models import load_model, open_eyes
+from .models import load_model
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..contracts import Prompt
-    from ..eyes import Eyes
     from ..pipeline import TextToImage
 
-__all__ = ["DEFAULT_MODEL", "GUIDE_SCALE", "NOISE", "Request", "record_of", "run"]
+__all__ = ["DEFAULT_MODEL", "NOISE", "Request", "record_of", "run"]
 
 DEFAULT_MODEL = "emoji"
 NOISE = 1  # the scheme of contracts.Rng: blake2b(seed, stream, step) seeds torch's CPU generator, float32
 BATCH = 16  # pictures drawn together
-GUIDE_SCALE = 10.0  # of --guide, chosen by looking: a pixel moves by 3/255 in the mean, and one sees it; from 50 on colours go astray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,9 @@ class Request:
     metadata: bool = True
     guide: str | None = None
     guide_scale: float | None = None
+    like: str | None = None
+    like_by: str | None = None
+    like_scale: float | None = None
     label: str | None = None
     boxes: str | None = None
     image: str | None = None
@@ -70,7 +72,7 @@ def run(request: Request, as_json: bool = False) -> None:
     exact = request.exact or bool(record and record.get("exact"))
     precision = request.precision or (record or {}).get("precision") or "float32"
     model = _model(request, record, precision)
-    guide = _guide(request, record, model)
+    guide = guiding(request, record, model)
     if drawn is not None:
         say.note(f"seed {drawn} (random)")
     done: list[dict[str, Any]] = []
@@ -101,7 +103,7 @@ def run(request: Request, as_json: bool = False) -> None:
         say.note(f"note: {line}")
     value = {
         "pictures": done, "model": model.name, "panels": model.fingerprints, "seed": drawn if drawn is not None else request.seed,
-        "warnings": said, "seconds": round(time.perf_counter() - begun, 3), **_guided(guide, model),
+        "warnings": said, "seconds": round(time.perf_counter() - begun, 3), **guide.record(model),
         **({"made": sorted(lines)} if lines else {}),
     }  # fmt: skip
     say.result(value, "\n".join(path for d in done for path in (d["path"], d.get("strip")) if path), as_json)
@@ -228,62 +230,6 @@ def _model(request: Request, record: dict[str, Any] | None, precision: str) -> T
     return model
 
 
-Guiding = tuple["Eyes | None", float]  # who guides (None: what the model brings itself), and how strongly
-
-
-def _guide(request: Request, record: dict[str, Any] | None, model: TextToImage) -> Guiding | None:
-    """The eyes that guide and their scale: of the command line, else of the old picture, else the model's own; None = nobody guides."""
-    old: dict[str, Any] = (record or {}).get("guide") or {}
-    if request.guide is None and not old.get("name"):
-        return _own_guide(request, old, model)
-    scale = old.get("scale", GUIDE_SCALE) if request.guide_scale is None else request.guide_scale
-    if request.guide is None and scale == 0:
-        return None
-    from ..checkpoint import embedded
-
-    name, guided = request.guide or old["name"], f"{request.old} was guided by the eyes {old.get('name')!r} ({_spelled(old)})"
-    if request.guide is None and name not in embedded():
-        raise Failure("bad_checkpoint", f"{guided}, which are not embedded; give their folder: --guide DIR")
-    guide = open_eyes(name, model.device.type), scale
-    here = _guided(guide, model).get("guide")
-    if old and here and _spelled(here) != _spelled(old):
-        raise Failure("bad_checkpoint", f"{guided}, and {here['name']!r} is another ({_spelled(here)}); give --guide DIR that holds them")
-    return guide
-
-
-def _own_guide(request: Request, old: dict[str, Any], model: TextToImage) -> Guiding | None:
-    """What the model brings itself, eyes or a critic of its own, as strongly as is said, else as it was or is its way."""
-    if model.generator.guide is None and not model.guide:
-        if request.guide_scale is not None:
-            raise ValueError(f"--guide-scale {request.guide_scale:g} says how strongly eyes pull; say which: --guide NAME|PATH")
-        return None
-    scale = old.get("scale", model.guide.get("scale", 0.0)) if request.guide_scale is None else request.guide_scale
-    guide = None, float(scale)
-    here = _guided(guide, model)["guide"]
-    if old and _spelled(here) != _spelled(old):
-        said = f"{request.old} was guided by its model's own {_spelled(old)}, and {model.name!r} has {_spelled(here)}"
-        raise Failure("bad_checkpoint", f"{said}; give the model's folder: --model DIR")
-    return guide
-
-
-def _guided(guide: Guiding | None, model: TextToImage) -> dict[str, Any]:
-    """What a record says of it; nothing where nobody guides. A model's own guide has no name, and is told where it is off too."""
-    if guide is None:
-        return {}
-    eyes, scale = guide
-    if eyes is None:
-        own = getattr(model.generator.guide, "card", {}).get("fingerprint", "")
-        return {"guide": {"name": "", "fingerprint": own, "text_encoder": "", "scale": scale}}
-    if scale == 0:
-        return {}
-    words = getattr(eyes.text_encoder, "card", {}).get("fingerprint", "")
-    return {"guide": {"name": eyes.name, "fingerprint": eyes.fingerprint, "text_encoder": words, "scale": scale}}
-
-
-def _spelled(guide: dict[str, Any]) -> str:
-    return f"vision {guide.get('fingerprint') or 'unsaved'}, text_encoder {guide.get('text_encoder') or 'unsaved'}"
-
-
 def _warn_of_other_machine(record: dict[str, Any], model: TextToImage) -> None:
     import torch
 
@@ -299,7 +245,7 @@ def _draw(
     prompts: list[Prompt],
     exact: bool,
     strip: int | None,
-    guide: Guiding | None,
+    guide: Guiding,
     told: Any,
 ) -> tuple[list[Image.Image], list[list[Image.Image]], list[tuple[int, int]]]:
     """(pictures, for each the frames of its strip, for each its place in the batch)."""
@@ -315,10 +261,9 @@ def _draw(
             growing.append(preview())
 
     against = [job.negative or "" for job in jobs] if first.negative else None
-    eyes, scale = guide or (None, None)
     images = model.generate(
         prompts, seeds=[job.seed or 0 for job in jobs], negative=against,
-        exact=exact, on_step=on_step, guide=eyes, guide_scale=scale,
+        exact=exact, on_step=on_step, guide=guide.eyes, guide_scale=guide.scale, like=guide.like,
         size=None if first.size is None else (first.size[1] or 0, first.size[0] or 0), batch_size=BATCH, **first.sampling(),
     )  # fmt: skip
     kept = [row for row, _ in rows]
@@ -327,9 +272,9 @@ def _draw(
 
 def record_of(
     model: TextToImage, job: Job, size: tuple[int, int], *, exact: bool = False, precision: str = "float32",
-    batch: tuple[int, int] = (0, 1), guide: Guiding | None = None, given: Given | None = None,
+    batch: tuple[int, int] = (0, 1), guide: Guiding = NOBODY, given: Given | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The record of one picture: everything that decides its pixels. size: (width, height).  batch: (row, rows).  guide: (eyes, scale).
+    """The record of one picture: everything that decides its pixels. size: (width, height).  batch: (row, rows).  guide: who pulled.
 
     given: what stood beside the words.
     """
@@ -344,7 +289,7 @@ def record_of(
         "size": list(size),
         "model": model.name, "model_hash": panels.get("generator", "")[:10], "panels": panels, "exact": exact, "batch": list(batch),
         "precision": precision, "device": model.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
-        **_guided(guide, model), **({"given": given.record()} if given and given.fields else {}),
+        **guide.record(model), **({"given": given.record()} if given and given.fields else {}),
     }  # fmt: skip
 
 

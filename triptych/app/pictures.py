@@ -47,9 +47,12 @@ _REQUIRED: dict[str, type] = {"schema": int, "prompt": str, "seed": int, "size":
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "negative": str, "steps": int, "guidance": (int, float), "sampler": str, "model": str, "model_hash": str, "panels": dict,
     "noise": int, "exact": bool, "precision": str, "device": str, "torch": str, "settings": dict, "batch": list, "guide": dict,
-    "given": dict,
+    "given": dict, "like": dict,
 }  # fmt: skip
-_GUIDE: dict[str, type | tuple[type, ...]] = {"name": str, "fingerprint": str, "text_encoder": str, "scale": (int, float)}
+_INSIDE: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "guide": {"name": str, "fingerprint": str, "text_encoder": str, "scale": (int, float)},
+    "like": {"by": str, "scale": (int, float), "picture": str, "file": str},
+}
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -185,8 +188,9 @@ def _checked(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
         if record.get(name) is not None or name in _REQUIRED:
             _check_type(name, record.get(name), kind)
-    for name, kind in _GUIDE.items() if record.get("guide") is not None else ():
-        _check_type(f"guide.{name}", record["guide"].get(name), kind)
+    for field, inside in _INSIDE.items():
+        for name, kind in inside.items() if record.get(field) is not None else ():
+            _check_type(f"{field}.{name}", record[field].get(name), kind)
     for name in ("size", "batch"):
         pair = record.get(name)
         if pair is not None and not (len(pair) == 2 and all(type(n) is int and 0 <= n < 2**31 for n in pair)):

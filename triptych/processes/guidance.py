@@ -88,7 +88,7 @@ class Guide:
     """A critic and all that must be known to follow it: log p(c | x0) = scale * critic(see(x0), 0, heard); of one that is `noisy`,
     log p(c | x_t) = scale * critic(see(x_t), clock, heard).
 
-    heard: what the critic listens to, B rows: those of the pictures that are drawn together.
+    heard: what the critic listens to, B rows: those of the pictures that are drawn together; nothing, where it listens to nobody.
     see: latents [B, ...] to what the critic looks at; it can be differentiated.
     variance: of the data, v: 1 for standardised latents.
     schedule, target, time: of the process: its noise, what its network says, and t_B of a clock_B.
@@ -105,8 +105,9 @@ class Guide:
     noisy: bool = False
 
     @property
-    def rows(self) -> int:
-        return len(next(iter(self.heard.ports().values())))
+    def rows(self) -> int | None:
+        """How many it can guide together; None = any number."""
+        return next((len(port) for port in self.heard.ports().values()), None)
 
     def gradient(self, x: Tensor, clock_B: Tensor | None = None) -> Tensor:
         """Of log p(c | x) by x, [B, ...]. A row's score is a function of that row, so the gradient of their sum is each row's own.
@@ -145,7 +146,7 @@ class CriticGuidance(nn.Module):
     def forward(self, x: Tensor, clock_B: Tensor, cond: Condition) -> Tensor:
         """x [B, ...] -> [B, ...] in at least float32."""
         guide, t_B = self.guide, self.guide.time(clock_B)
-        if len(x) != guide.rows:
+        if guide.rows not in (None, len(x)):
             raise ValueError(
                 f"the critic was told the words of {guide.rows} rows, and {len(x)} came; "
                 "make one guide for the rows that are drawn together, and let them take the same steps"
