@@ -32,7 +32,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def test_there_are_readers() -> None:
-    assert {"bert", "bilingual", "clip", "gpt", "t5"} <= set(READERS)
+    assert {"bert", "bilingual", "clip", "gpt", "ldm_bert", "t5"} <= set(READERS)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -87,6 +87,26 @@ def test_null_is_the_empty_prompt(name: str) -> None:
     assert (said.pooled_BD - null.pooled_BD[:2]).abs().amax(1).min() > 1e-4
     dropped = said.drop({"tokens_BLD": torch.tensor([True, False])}, panel.null(["", ""]))
     torch.testing.assert_close(dropped.tokens_BLD[1, : empty.ids_BL.shape[1]], empty.tokens_BLD[1])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_empty_prompt_is_read_once_until_a_weight_changes(name: str) -> None:
+    panel, read = panel_of(name), []
+    condition = panel.condition
+    panel.condition = lambda *said: read.append(len(said[0])) or condition(*said)
+    with torch.no_grad():
+        first, again = panel.null(["a"]), panel.null(["b", "c"])
+        assert read == [1] and torch.equal(again.tokens_BLD[1], first.tokens_BLD[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            panel.null(["a"])
+        assert len(read) == 2, "another precision"
+        panel.embedding.weight.add_(1.0)  # as an optimizer does
+        other = panel.null(["a"])
+        assert len(read) == 3 and not torch.equal(other.tokens_BLD, first.tokens_BLD)
+        panel.load_state_dict({key: value.clone() for key, value in panel.state_dict().items()}, assign=True)
+        torch.testing.assert_close(panel.null(["a"]).tokens_BLD, other.tokens_BLD)
+        assert len(read) == 4, "other tensors"
+    assert panel.null(["a"]).tokens_BLD.requires_grad and len(read) == 5, "in learning nothing is kept"
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -38,7 +38,7 @@ class Config:
     """A level is a resolution: the first is x_t's, each further one has half the side.
 
     width, multipliers: level i is width * multipliers[i] wide.  num_res_blocks: of each level; the way up has one more.
-    attention: the levels with attention; the middle always has one.
+    attention: the levels with attention.  middle_attention: False = the middle, which is as wide as the last level, has none.
     num_heads: of each level, unless head_width, channels a head, is given (not 0).
     text: how tokens are heard, if the text encoder gives any: "cross" = by transformers of `depth` blocks in place of attention
         (LDM), "keys" = as keys and values beside the positions' own (GLIDE), "none" = not.
@@ -69,6 +69,7 @@ class Config:
     norm_eps: float = 1e-5
     dropout: float = 0.0
     skips: bool = True
+    middle_attention: bool = True
     learn_sigma: bool = False
 
 
@@ -200,13 +201,16 @@ def _plan(c: Config, condition: ConditionSpec) -> Plan:
     levels = len(c.multipliers)
     widths = tuple(c.width * m for m in per_level(c.multipliers, levels, "multipliers"))
     heads = tuple(width // c.head_width for width in widths) if c.head_width else per_level(c.num_heads, levels, "num_heads")
-    for level in {*c.attention, levels - 1} if c.head_width else ():
+    asking = {*c.attention, *([levels - 1] if c.middle_attention else [])}
+    for level in asking if c.head_width else ():
         if level < levels and widths[level] % c.head_width:
             raise ValueError(f"level {level} is {widths[level]} wide, no multiple of head_width = {c.head_width}: change one of them")
+    if condition.width and c.text != "none" and not asking:
+        raise ValueError(f"text = {c.text!r}, and there is no attention to hear it: give levels in attention, or set text = none")
     return Plan(
         widths=widths, num_res_blocks=per_level(c.num_res_blocks, levels, "num_res_blocks"), attention=c.attention, num_heads=heads,
         depth=per_level(c.depth, levels, "depth"), hears=c.text if condition.width else "none", form=c.form, resize=c.resize,
-        asymmetric=c.asymmetric, groups=c.norm_groups, eps=c.norm_eps, dropout=c.dropout,
+        asymmetric=c.asymmetric, groups=c.norm_groups, eps=c.norm_eps, dropout=c.dropout, middle_attention=c.middle_attention,
     )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ class Plan:
     """What all levels of one network have in common; the fields are `generators.unet.Config`'s, one entry a level.
 
     hears: the words that attentions are told: by "cross" each is a transformer, by "keys" they join the positions' own.
+    middle_attention: does the middle have one?
     """
 
     widths: tuple[int, ...]
@@ -64,13 +65,14 @@ class Plan:
     groups: int = 32
     eps: float = 1e-5
     dropout: float = 0.0
+    middle_attention: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError for widths that heads or groups do not divide, and levels that do not exist."""
         levels = len(self.widths)
         if not levels or not all(0 <= level < levels for level in self.attention):
             raise ValueError(f"attention at levels {self.attention} of {levels}: the first is 0, the last {levels - 1}")
-        listening = {*self.attention, levels - 1}  # the middle is as the last level
+        listening = {*self.attention, *([levels - 1] if self.middle_attention else [])}  # the middle is as the last level
         for level, (width, heads) in enumerate(zip(self.widths, self.num_heads, strict=True)):
             if width % self.groups:
                 raise ValueError(f"level {level} is {width} wide, no multiple of norm_groups = {self.groups}: change one of them")
@@ -362,7 +364,8 @@ class DownPath(nn.Module):
             self.kept += [width] * (len(stages) + (i < last))
         self.levels = nn.ModuleList(levels)
         middle = plan.widths[last]
-        self.mid = Level([Stage(plan.block(middle, middle), plan.attend(last)), Stage(plan.block(middle, middle), None)])
+        attention = plan.attend(last) if plan.middle_attention else None
+        self.mid = Level([Stage(plan.block(middle, middle), attention), Stage(plan.block(middle, middle), None)])
 
     def forward(self, x: Tensor, heard: Heard) -> tuple[Tensor, list[Tensor]]:
         """x [B, C, H, W] to the middle's map and the skips, one for each entry of `kept`."""

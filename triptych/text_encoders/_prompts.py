@@ -31,6 +31,8 @@ class Tokenized:
     config: Any
     embedding: Any
     condition: Callable[..., Condition]
+    parameters: Callable[[], Iterable[Tensor]]
+    _silence: tuple[Any, Condition] | None = None  # what the empty prompt said last, and for which weights
 
     def read_vocabulary(self, files: Mapping[str, bytes] | None) -> None:
         """Called once, by the panel's __init__. Raises ValueError if the tokenizer holds more tokens than the embedding has rows."""
@@ -68,10 +70,19 @@ class Tokenized:
         return self.condition(ids_BL, mask_BL)
 
     def null(self, prompts: Sequence[Prompt | str]) -> Condition:
-        """The empty prompt, start and end alone, once for each of the prompts."""
-        ids_BL, mask_BL = self.ids([""])
-        one = self.condition(ids_BL, mask_BL)
-        return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=ids_BL.device))
+        """The empty prompt, start and end alone, once for each of the prompts. Outside of learning it is computed once, and kept for as long
+        as no weight changes."""
+        device = self.embedding.weight.device
+        if torch.is_grad_enabled():
+            one = self.condition(*self.ids([""]))
+        else:
+            weights = [(id(p), p.data_ptr(), p._version) for p in self.parameters()]
+            kind = device.type
+            now = (weights, self.tokenizer, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
+            if self._silence is None or self._silence[0] != now:
+                self._silence = now, self.condition(*self.ids([""]))
+            one = self._silence[1]
+        return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=device))
 
     def ids(self, prompts: Sequence[Prompt | str]) -> tuple[Tensor, Tensor]:
         """ids_BL, padded at the end, and mask_BL, True at real tokens, on this panel's device; warnings and errors as in `encode`."""
