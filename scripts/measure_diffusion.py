@@ -7,15 +7,18 @@ more than words is given it from the same scene (its class, boxes, map, small or
 words alone; the table says what each hears. Systems that hear nothing are judged as they draw. Drawn as the model's own settings say.
 
 FD, precision, recall, CLIP score through triptych-eyes-v1; exact = the share of pictures in which triptych-detector-v1 reads the whole
-scene right; intervals are bootstraps. Seconds are of this machine, drawing in batches of 16. The rest is told by the cards.
+scene right; intervals are bootstraps. Seconds are of this machine, drawing in batches of 16. PFLOP are those of training,
+counted on one step. The rest is told by the cards.
 Writes diffusion.json, diffusion.md, diffusion.png and diffusion-strip.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import torch
 from PIL import Image
 
 import triptych
-from triptych import checkpoint, data, judging
+from triptych import checkpoint, data, judging, recipes
 from triptych.app.ask import asked as heard_by
 from triptych.app.ask import reads
 from triptych.app.judge import drawing
@@ -31,6 +34,7 @@ from triptych.data.sheet import sheet
 from triptych.eyes import DETECTOR, EYES, as_tensor, load_eyes
 from triptych.layers.memory import keep_freed_memory
 from triptych.recipe import Data, Source
+from triptych.training import Report, train
 
 SYSTEMS = {  # in the order of their papers
     "ncsn": "score matching, Langevin", "ddpm": "DDPM", "ddim": "DDPM's weights, DDIM", "improved-ddpm": "cosine, learned variance",
@@ -54,6 +58,15 @@ def about(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def flop_of(name: str, steps: int) -> float | None:
+    """Of all training steps of a recipe, counted on one; None for a model that no recipe of the group has made."""
+    recipe = next((one for one in recipes.group("diffusion") if one.name == name), None)
+    if recipe is None:
+        return None
+    cost = train(replace(recipe, compile=False), out="unused", dry_run=True, report=Report(stream=io.StringIO())).estimate
+    return float(cost["flop_per_step"]) * steps
+
+
 def measure(name: str, asked: judging.Asked, eyes: Any, detector: Any) -> dict[str, Any]:
     model = triptych.load(name)
     judges = judging.judges_for(asked, ("distribution", "objects", "clip_score"), eyes=eyes, detector=detector)
@@ -65,10 +78,11 @@ def measure(name: str, asked: judging.Asked, eyes: Any, detector: Any) -> dict[s
     hook = network.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     model.generate(heard_by(model, SAID[:1], [0])[0], seeds=[0])
     hook.remove()
-    score = seen.scores
+    score, known = seen.scores, about(name)
     told = {
         "name": name, "hears": sorted(reads(model)), "sampling": model.sampling, "guide": model.guide, "size": list(model.size),
-        "evaluations": calls[0], "pictures_per_s": len(asked) / seen.seconds, **about(name),
+        "evaluations": calls[0], "pictures_per_s": len(asked) / seen.seconds, **known,
+        "flop": flop_of(known["recipe"], known["steps"] or 0),
         "scores": {judge: {k: v for k, v in result.items() if isinstance(v, int | float)} for judge, result in score.items()},
     }  # fmt: skip
     print(f"{name}: {_cells(told)}", flush=True)
@@ -91,14 +105,15 @@ def _cells(told: Mapping[str, Any]) -> list[str]:
         _value(told, "distribution", "FD"), _value(told, "distribution", "precision"), _value(told, "distribution", "recall"),
         _value(told, "clip_score", "clip_score", 1, 1), _value(told, "objects", "exact", 100, 1), str(told["evaluations"]),
         f"{told['pictures_per_s']:.2f}", f"{told['minutes']:.0f}",
-        f"{(told['pictures'] or 0) / 1000:.0f}k", f"{(told['parameters'] or 0) / 1e3:.0f}k",
+        f"{(told['pictures'] or 0) / 1000:.0f}k", "-" if told["flop"] is None else f"{told['flop'] / 1e15:.2f}",
+        f"{(told['parameters'] or 0) / 1e3:.0f}k",
     ]  # fmt: skip
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     heads: list[str] = [
         "system", "what it is", "hears", "FD", "precision", "recall", "CLIP score", "exact, %", "evaluations", "pictures/s", "minutes",
-        "pictures", "parameters",
+        "pictures", "PFLOP", "parameters",
     ]  # fmt: skip
     rows = [[f"`{one['name']}`", SYSTEMS[one["name"]], ", ".join(one["hears"]) or "nothing", *_cells(one)] for one in found]
     lines = ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
@@ -148,6 +163,7 @@ def main() -> None:
     chosen = [name for name in there if not args.models or name in args.models.split(",")]
     world = data.build(Data(sources=(Source(name="scenes"),), size=64), split="held_out")
     asked = judging.from_data(world, "scenes", "held_out", args.n, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "diffusion.json"
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"systems": {}}
     eyes, detector = load_eyes(EYES), load_eyes(DETECTOR)
