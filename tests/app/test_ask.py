@@ -134,7 +134,7 @@ def test_a_small_and_a_holed_picture_from_words() -> None:
 def test_words_that_are_no_scene_are_drawn_by_the_default_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from triptych.app import ask
 
-    monkeypatch.setattr("triptych.app.generate.DEFAULT_MODEL", str(model))
+    monkeypatch.setattr("triptych.app.models.DEFAULT_MODEL", str(model))
     for cache in (ask._default, ask._by_default):
         cache.cache_clear()
     (first, other), lines = asked(drawer("enlarge"), ["democracy", "democracy"], [0, 1])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych import load
 from triptych.app import pictures
 
 
@@ -101,7 +102,6 @@ def test_from_can_be_changed(run: Callable, model: Path) -> None:
 def test_from_without_the_weights_names_what_is_missing(run: Callable, model: Path, here: Path) -> None:
     import torch
 
-    from triptych import load
 
     run("generate", "a red apple", "--seed", "1", "--model", model, "-o", "old.png")
     record = pictures.read("old.png")
@@ -187,7 +187,6 @@ def test_wrong_settings_draw_nothing(run: Callable, model: Path) -> None:
 
 
 def test_a_guide_pulls_and_is_recorded(run: Callable, model: Path, eyes: Path, here: Path) -> None:
-    from triptych import load
 
     base = ["generate", "a red circle", "two hearts", "--seed", "7", "--model", model, "-o"]
     assert run(*base, "base.png").code == 0 and "guide" not in (pictures.read("base-1.png") or {})
@@ -218,7 +217,6 @@ def test_a_guide_pulls_each_picture_by_its_own_words(run: Callable, model: Path,
 def test_eyes_raise_what_they_see(model: Path, eyes: Path) -> None:
     import torch
 
-    from triptych import load
     from triptych.eyes import as_tensor
 
     drawing, looking, said = load(model), load(eyes), ["a red circle", "two hearts", "三个绿色的三角形", "star"]

@@ -326,7 +326,7 @@ def _drawn(prompt: Prompt, seed: int, side: int = 128) -> tuple[Image.Image, str
     scene = _scene(prompt, seed)
     if scene is not None:
         return Image.fromarray(scenes.render(scene, side)), "the words' scene drawn"
-    from .generate import DEFAULT_MODEL
+    from .models import DEFAULT_MODEL
 
     return _by_default(prompt.text, seed), f"drawn by {DEFAULT_MODEL} from the words"
 
@@ -338,8 +338,7 @@ def _by_default(text: str, seed: int) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _default() -> TextToImage:
-    from .generate import DEFAULT_MODEL
-    from .models import load_model
+    from .models import DEFAULT_MODEL, load_model
 
     return load_model(DEFAULT_MODEL, "cpu")
 

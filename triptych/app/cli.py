@@ -122,7 +122,8 @@ def generate(
 
     A model that needs more than words makes it from the words where it is not given, and says so.
     """
-    from .generate import Request, run
+    from .generate import run
+    from .jobs import Request
 
     run(Request(
         prompts=prompt or (), model=model, n=n, seed=seed, steps=steps, guidance=guidance, sampler=sampler, negative=negative, size=size,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -13,8 +12,8 @@ from . import pictures, say
 from .ask import Given, asked
 from .errors import Failure, blame
 from .guiding import NOBODY, Guiding, guiding
-from .jobs import Job, Target, from_record, numbered, parse_file, parse_size, strip_of
-from .models import load_model
+from .jobs import Job, Request, Target, from_record, numbered, parse_file, parse_size, strip_of
+from .models import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,43 +21,10 @@ if TYPE_CHECKING:
     from ..contracts import Prompt
     from ..pipeline import TextToImage
 
-__all__ = ["DEFAULT_MODEL", "NOISE", "Request", "record_of", "run"]
+__all__ = ["NOISE", "record_of", "run"]
 
-DEFAULT_MODEL = "emoji"
 NOISE = 1  # the scheme of contracts.Rng: blake2b(seed, stream, step) seeds torch's CPU generator, float32
 BATCH = 16  # pictures drawn together
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The command line of `generate`, as typed. None = not given."""
-
-    prompts: Sequence[str] = ()
-    model: str | None = None
-    n: int = 1
-    seed: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
-    negative: str | None = None
-    size: str | None = None
-    prompts_file: str | None = None
-    old: str | None = None
-    strip: int | None = None
-    out: str | None = None
-    device: str = "auto"
-    precision: str | None = None
-    exact: bool = False
-    metadata: bool = True
-    guide: str | None = None
-    guide_scale: float | None = None
-    like: str | None = None
-    like_by: str | None = None
-    like_scale: float | None = None
-    label: str | None = None
-    boxes: str | None = None
-    image: str | None = None
-    mask: str | None = None
 
 
 def run(request: Request, as_json: bool = False) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..eyes import Eyes
     from ..guides import Like
     from ..pipeline import TextToImage
-    from .generate import Request
+    from .jobs import Request
 
 __all__ = ["GUIDE_SCALE", "NOBODY", "Guiding", "guiding"]
 

@@ -12,10 +12,42 @@ from typing import Any
 
 from .pictures import SUFFIXES
 
-__all__ = ["Job", "Target", "from_record", "numbered", "parse_file", "parse_line", "parse_size", "slug"]
+__all__ = ["Job", "Request", "Target", "from_record", "numbered", "parse_file", "parse_line", "parse_size", "slug"]
 
 _LARGEST_FILE = 16 * 2**20
 _SEEDS = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The command line of `generate`, as typed. None = not given."""
+
+    prompts: Sequence[str] = ()
+    model: str | None = None
+    n: int = 1
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    negative: str | None = None
+    size: str | None = None
+    prompts_file: str | None = None
+    old: str | None = None
+    strip: int | None = None
+    out: str | None = None
+    device: str = "auto"
+    precision: str | None = None
+    exact: bool = False
+    metadata: bool = True
+    guide: str | None = None
+    guide_scale: float | None = None
+    like: str | None = None
+    like_by: str | None = None
+    like_scale: float | None = None
+    label: str | None = None
+    boxes: str | None = None
+    image: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

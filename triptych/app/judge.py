@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ask, say
 from .errors import blame
-from .generate import DEFAULT_MODEL
-from .models import load_model, open_eyes, pick_device
+from .models import DEFAULT_MODEL, load_model, open_eyes, pick_device
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from ..eyes import Eyes
     from ..pipeline import TextToImage
 
-__all__ = ["load_model", "open_eyes", "pick_device"]
+__all__ = ["DEFAULT_MODEL", "load_model", "open_eyes", "pick_device"]
+
+DEFAULT_MODEL = "emoji"
 
 
 def pick_device(wanted: str) -> str:
