@@ -1,6 +1,6 @@
 """Claim 40: is a transformer's memory quadratic in its tokens, and a U-Net's not? Peaks of a DiT and of a U-Net, 64 to 4,096 tokens.
 
-    python scripts/claims/memory_of_tokens.py [--tokens 64 256 1024 4096] [--rounds 3] [--quick]          (8 minutes)
+    python scripts/claims/memory_of_tokens.py [--tokens 64 256 1024 4096] [--rounds 3] [--quick]          (1 minute)
 
 A DiT of patches of 2 and a U-Net of nearly as many parameters, both untrained, take the same latents, one picture: N tokens are a grid of
 2 sqrt(N) x 2 sqrt(N). The U-Net attends where its map is a quarter as wide, that is over N / 4 positions.
@@ -11,12 +11,16 @@ written out   the same networks, the matrix in memory: the softmax of a product,
 forward       without gradients
 step          forwards and backwards; gradients of the weights are there before, no optimiser
 
-Memory is the growth of the process at its peak, of one measurement in a process of its own; freed blocks of 64 KiB and more are given back
-at once there (glibc), so that the peak is what lives together. A small run goes before, so that code and threads are there. What the
-growth cannot tell is less than about a megabyte: the power of N is taken from 256 tokens on, and between the last two counts, where
-what does not grow weighs least. Its interval is the range of rounds, each of which measures everything once: it knows of the machine's
-noise, not of other widths, depths and heads. A power above 1.5 is called quadratic, below linear. Small networks on CPUs: how far up the
-quadratic part shows depends on the heads and on the width; that it is there does not. Writes memory_of_tokens.json.
+Memory is the growth of a process at its peak, once for each network, each round a new one, which takes few tokens before many; freed
+blocks of 64 KiB and more are given back at once there (glibc), so that the peak is what lives together. A run of 64 tokens goes before,
+so that code and threads are there: of 64 tokens nothing can be told.
+
+slope         of log bytes over log tokens, from 256 tokens on
+power         of the last three counts N, qN, q^2 N: log_q of (M'' - M') / (M' - M), which for M = a + b N^p is p, whatever does not grow
+
+Intervals are the range of rounds, each of which measures everything once: they know of the machine's noise, not of other widths, depths
+and heads. A power above 1.5 is called quadratic, below linear: a network has parts of both, and which of them shows at 4,096 tokens
+depends on its width and its heads. Writes memory_of_tokens.json.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,63 +93,60 @@ def grown(work: Callable[[], None]) -> int | None:
     return None if before is None or after is None else after - before
 
 
-def one(kind: str, tokens: int, phase: str) -> dict[str, Any]:
-    """To be asked of a fresh process."""
-    net = network(kind)
+def one(kind: str, counts: Sequence[int]) -> dict[str, list[int | None]]:
+    """Phase -> bytes of each count. To be asked of a fresh process."""
+    net, found = network(kind), {}
     with kernel_of("written out" if "written out" in kind else "fused"):
-        for _ in range(2):
+        for phase in (*PHASES, *PHASES):  # what the first time needs besides is there the second time
             passed(net, min(TOKENS), phase)
-        return {"bytes": grown(lambda: passed(net, tokens, phase))}
+        for phase in PHASES:
+            found[phase] = [grown(partial(passed, net, tokens, phase)) for tokens in counts]
+    return found
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------------------
 
 
+def slope(bytes_of: Mapping[int, float]) -> float:
+    """Of the logarithms, over the tokens from which on there is something to tell."""
+    trusted = {n: grown for n, grown in bytes_of.items() if n >= ALONE}
+    trusted = trusted if len(trusted) > 1 else bytes_of
+    return evidence.fit([math.log(n) for n in trusted], [math.log(max(1.0, grown)) for grown in trusted.values()])[0]
+
+
 def power(bytes_of: Mapping[int, float]) -> float:
-    """Of the number of tokens: 1 = linear, 2 = quadratic."""
-    return evidence.fit([math.log(n) for n in bytes_of], [math.log(max(1.0, grown)) for grown in bytes_of.values()])[0]
+    """p of M = a + b N^p through the last three counts, each q times the one before: 1 = linear, 2 = quadratic."""
+    *_, (_, least), (n, middle), (most_n, most) = sorted(bytes_of.items())
+    return math.log(max(1.0, most - middle) / max(1.0, middle - least)) / math.log(most_n / n)
 
 
-def ranged(rounds: Sequence[Mapping[int, float]]) -> dict[str, float]:
-    """The power of the rounds' median growth, and the range of the rounds' own."""
-    every = [power(one) for one in rounds]
-    middle = {n: sorted(one[n] for one in rounds)[len(rounds) // 2] for n in rounds[0]}
-    value = power(middle)
+def ranged(rounds: Sequence[Mapping[int, float]], what: Callable[[Mapping[int, float]], float]) -> dict[str, float]:
+    """Of the rounds' median growth, and the range of the rounds' own."""
+    value, every = what({n: statistics.median(one[n] for one in rounds) for n in rounds[0]}), [what(one) for one in rounds]
     return {"value": value, "low": min(value, *every), "high": max(value, *every)}
 
 
-def of_rounds(rounds: Sequence[Mapping[int, float]]) -> dict[str, Any]:
-    """rounds: tokens -> bytes, each."""
-    last = sorted(rounds[0])[-2:]
-    trusted = [n for n in rounds[0] if n >= ALONE]
-    trusted = trusted if len(trusted) > 1 else last
-    return {
-        "bytes": {str(n): [one[n] for one in rounds] for n in rounds[0]},
-        "power": ranged([{n: one[n] for n in trusted} for one in rounds]), "last": ranged([{n: one[n] for n in last} for one in rounds]),
-    }  # fmt: skip
-
-
 def measured(args: Any) -> dict[str, Any]:
-    cells = [(kind, tokens, phase) for kind in KINDS for phase in PHASES for tokens in sorted(args.tokens)]
-    told: dict[tuple[str, int, str], list[float]] = {cell: [] for cell in cells}
+    told: dict[str, list[dict[str, list[float]]]] = {kind: [] for kind in KINDS}
     given_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}  # else glibc keeps what a small run freed
     for number in range(args.rounds):
-        for cell in cells:
-            command = [sys.executable, __file__, "--one", *map(str, cell)]
-            said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=given_back).stdout)["bytes"]
-            if said is None:
+        for kind in KINDS:
+            command = [sys.executable, __file__, "--one", kind, "--tokens", *map(str, args.tokens)]
+            said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=given_back).stdout)
+            if any(one is None for phase in PHASES for one in said[phase]):
                 raise ValueError("this system does not tell a process's peak of memory (/proc/self/status): measure on Linux")
-            told[cell].append(said)
-        print(f"memory: round {number + 1} of {args.rounds}", flush=True)
+            told[kind].append(said)
+            print(f"round {number + 1} of {args.rounds}, {kind}: {said}", flush=True)
     found: dict[str, Any] = {}
     for kind in KINDS:
-        parameters = sum(p.numel() for p in network(kind).parameters())
-        phases = {}
+        found[kind] = {"parameters": sum(p.numel() for p in network(kind).parameters())}
         for phase in PHASES:
-            rounds = [{n: told[kind, n, phase][r] for n in sorted(args.tokens)} for r in range(args.rounds)]
-            phases[phase] = of_rounds(rounds)
-            print(f"{kind}, {phase}: power {around(phases[phase]['power'])}, last {around(phases[phase]['last'])}", flush=True)
-        found[kind] = {"parameters": parameters, **phases}
+            rounds = [dict(zip(args.tokens, one[phase], strict=True)) for one in told[kind]]
+            found[kind][phase] = {
+                "bytes": {str(n): [one[n] for one in rounds] for n in args.tokens}, "slope": ranged(rounds, slope),
+                "power": ranged(rounds, power),
+            }  # fmt: skip
+            print(f"{kind}, {phase}: slope {around(found[kind][phase]['slope'])}, power {around(found[kind][phase]['power'])}", flush=True)
     return found
 
 
@@ -151,8 +154,8 @@ def measured(args: Any) -> dict[str, Any]:
 
 
 def shape(one: Mapping[str, Any]) -> int:
-    """1: quadratic, -1: linear, 0: not told, by the interval of the last power."""
-    return (one["last"]["low"] > QUADRATIC) - (one["last"]["high"] < QUADRATIC)
+    """1: quadratic, -1: linear, 0: not told, by the interval of its power."""
+    return (one["power"]["low"] > QUADRATIC) - (one["power"]["high"] < QUADRATIC)
 
 
 def row(report: Mapping[str, Any]) -> dict[str, Row]:
@@ -181,15 +184,15 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     span = (f"{counts[-2]:,}", f"{counts[-1]:,}")
 
     def megabytes(kind: str, phase: str) -> str:
-        """At the least and at the most tokens."""
+        """Of the last two counts."""
         every = found[kind][phase]["bytes"]
-        return " -> ".join(f"{sorted(every[str(n)])[len(every[str(n)]) // 2] / 2**20:,.0f}" for n in (counts[-2], counts[-1]))
+        return " -> ".join(f"{statistics.median(every[str(n)]) / 2**20:,.0f}" for n in counts[-2:])
 
     def listed(language: int, comma: str, stop: str) -> str:
         return stop.join(
             f"{names[language]} "
             + comma.join(
-                f"{said[language]} {around(found[kind][phase]['last'])} ({megabytes(kind, phase)} MiB)" for phase, said in PHASES.items()
+                f"{said[language]} {around(found[kind][phase]['power'])} ({megabytes(kind, phase)} MiB)" for phase, said in PHASES.items()
             )
             for kind, names in KINDS.items()
         )
@@ -198,16 +201,16 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     return {
         "en": Row(
             "some", "a transformer's memory is quadratic in its tokens, a U-Net's is not", evidence.shown_by(NAME, "en"),
-            f"the transformer: {transformer[0]}; the U-Net: {net[0]}. Power of the tokens by which a process's peak grows from "
-            f"{span[0]} to {span[1]} (range of {report['rounds']} rounds; in brackets both peaks): {listed(0, ', ', '; ')}. "
-            f"One picture, {sizes} M parameters (DiT / U-Net); the U-Net attends over a quarter as many positions, so that its matrix, "
-            f"written out, is a sixteenth, and grows as fast in the end",
+            f"the transformer: {transformer[0]}; the U-Net: {net[0]}. Power of the tokens by which a process's peak grows, "
+            f"{span[0]} to {span[1]} (range of {report['rounds']} rounds; then both peaks): {listed(0, ', ', '; ')}. "
+            f"One picture, {sizes} M parameters (DiT / U-Net); the U-Net attends over a quarter as many positions: its matrix "
+            f"is a sixteenth, and has the same power",
         ),
         "zh": Row(
             "部分", "Transformer 的内存随 token 数平方增长，U-Net 则不然", evidence.shown_by(NAME, "zh"),
             f"Transformer：{transformer[1]}；U-Net：{net[1]}。从 {span[0]} 到 {span[1]} 个 token，进程内存峰值增长的幂次"
-            f"（{report['rounds']} 轮的范围；括号内为两个峰值）：{listed(1, '、', '；')}。一张图，参数 {sizes} M（DiT / U-Net）；"
-            f"U-Net 只在四分之一的位置上做注意力，写出的矩阵是十六分之一，最终同样按平方增长",
+            f"（{report['rounds']} 轮的范围；后为两个峰值）：{listed(1, '、', '；')}。一张图，参数 {sizes} M（DiT / U-Net）；"
+            f"U-Net 只在四分之一的位置上做注意力，矩阵是十六分之一，幂次相同",
         ),
     }  # fmt: skip
 
@@ -216,15 +219,17 @@ def main() -> None:
     parser = evidence.options(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="of a picture; squares of multiples of 4")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", nargs=3, metavar=("KIND", "TOKENS", "PHASE"), help="one measurement, in this process")
+    parser.add_argument("--one", choices=KINDS, help="one network, in this process")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(args.one[0], int(args.one[1]), args.one[2])))
+        print(json.dumps(one(args.one, args.tokens)))
         return
     if args.quick:
-        args.tokens, args.rounds = TOKENS[:2], 1
-    if len(args.tokens) < 2 or any(n % 16 or math.isqrt(n) ** 2 != n for n in args.tokens):
-        parser.error(f"--tokens {' '.join(map(str, args.tokens))}: two or more, each the square of a multiple of 4: 64, 256, 1024")
+        args.tokens, args.rounds = TOKENS[:3], 1
+    counts = sorted({*args.tokens})
+    if len(counts) < 3 or any(n % 16 or math.isqrt(n) ** 2 != n for n in counts) or counts[-1] * counts[-3] != counts[-2] ** 2:
+        parser.error(f"--tokens {' '.join(map(str, counts))}: three or more squares of multiples of 4, the last by one factor: 64, 256, 1024")
+    args.tokens = counts
     report = evidence.begin(args)
     report |= {"rounds": args.rounds, "memory": measured(args)}
     evidence.finish(report, args, NAME, row)

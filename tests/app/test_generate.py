@@ -311,7 +311,8 @@ def test_a_picture_pulls_towards_itself_and_is_recorded(run: Callable, model: Pa
     assert run(*base, "off.png", "--like", blue, "--like-by", "pixels", "--like-scale", "0").code == 0
     assert (pixels("off.png") == pixels("base.png")).all() and "like" not in (pictures.read("off.png") or {})
     for by in ("features", "gram"):
-        value = run(*base, f"{by}.png", "--like", blue, "--like-by", by, "--like-scale", "50", "--guide", eyes, "--guide-scale", "0", "--json")
+        seen = ["--like-by", by, "--like-scale", "50", "--guide", eyes, "--guide-scale", "0"]
+        value = run(*base, f"{by}.png", "--like", blue, *seen, "--json")
         assert value.json["like"]["by"] == by and value.json["like"]["fingerprint"] == load(eyes).fingerprint and "guide" not in value.json
         assert (pixels(f"{by}.png") != pixels("base.png")).any()
 

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.generators.unet import SIZES, Config, UNet
 from triptych.layers.conv import Enlarge, GroupNorm, doubled
-from triptych.layers.unet import Clock, TimeBlock
+from triptych.layers.unet import Clock, SpatialAttention, TimeBlock, Transformer
 
 WORDS = ConditionSpec(width=24, context_length=8, pooled=16)
 BASE = Config(width=8, multipliers=(1, 2), num_res_blocks=1, attention=(1,), num_heads=2, time_width=16, norm_groups=4, pooled=False)
@@ -25,6 +25,8 @@ READINGS = {
     "LDM, unequal depths": (
         replace(BASE, num_res_blocks=(1, 2), num_heads=(1, 4), depth=(1, 2), attention=(0, 1)), ConditionSpec(width=24)),
     "pictures and a vector beside, no skips": (replace(BASE, skips=False), ConditionSpec(width=24, vector=7, concat=2)),
+    "a summary alone, no attention": (
+        replace(BASE, attention=(), middle_attention=False, text="none", pooled=True, num_heads=3), ConditionSpec(pooled=16)),
 }  # fmt: skip
 each_reading = pytest.mark.parametrize("reading", READINGS)
 hearing_words = pytest.mark.parametrize("reading", [name for name, (_, said) in READINGS.items() if said.width])
@@ -153,6 +155,19 @@ def test_skips_are_what_the_name_says() -> None:
     assert heard[True] > 0.1 and heard[False] == 0
 
 
+def test_the_middle_has_an_attention_of_its_own() -> None:
+    """Left out, its weights are missing, words' keys for it too, and nothing else is."""
+    with_it, without = (UNet(
+        replace(READINGS["GLIDE"][0], middle_attention=middle), latent=LatentSpace(kind="image", shape=(3, 16, 16)), condition=WORDS
+    ) for middle in (True, False))  # fmt: skip
+    middle = "down.mid.stages.0.attention."
+    every, kept = with_it.state_dict(), without.state_dict()
+    assert {name for name in every if name.startswith(middle)} and set(kept) == {name for name in every if not name.startswith(middle)}
+    width = with_it.down.kept[-1]
+    assert every["text.keys_values.weight"].shape[0] - kept["text.keys_values.weight"].shape[0] == 2 * width
+    assert not [m for m in network("a summary alone, no attention").modules() if isinstance(m, SpatialAttention | Transformer)]
+
+
 @pytest.mark.parametrize("reading", ["tiny", "ADM, class", "GLIDE"])
 def test_overfits_one_batch(reading: str) -> None:
     made, (x, clock), cond = network(reading, awake=False), noisy(), said(reading)
@@ -220,6 +235,7 @@ def test_refuses() -> None:
         ({"head_width": 6}, "16 wide, no multiple of head_width = 6"), ({"attention": (2,)}, r"attention at levels \(2,\) of 2"),
         ({"num_res_blocks": (1, 1, 1)}, "num_res_blocks = .1, 1, 1.: give one number"),
         ({"width": 2, "norm_groups": 1}, "even width of at least 4"),
+        ({"attention": (), "middle_attention": False, "text": "keys"}, "no attention to hear it: give levels in attention"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             UNet(replace(BASE, **wrong), latent=image, condition=words)
