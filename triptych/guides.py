@@ -128,4 +128,3 @@ def _alike(like: Like, size: tuple[int, int], model: Any) -> tuple[Likeness, Cal
         return Likeness(seen, "pixels"), lambda images: images
     assert like.eyes is not None
     return Likeness(like.eyes.preprocess(seen), like.by, features=like.eyes.vision.features), like.eyes.preprocess  # type: ignore[arg-type]
-

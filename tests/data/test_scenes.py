@@ -98,6 +98,13 @@ def test_held_out_split_holds_only_held_out():
     assert all(S.is_held_out(source.scene(0, i)) for i in range(300))
 
 
+def test_with_all_compositions_nothing_is_held_out_and_the_splits_are_other_draws():
+    train, held = (data.build(spec(0, all_compositions=True, form="one"), split=split).sources[0] for split in ("train", "held_out"))
+    kinds = [{(s.objects[0].color, s.objects[0].shape) for s in map(lambda i, of=of: of.scene(0, i), range(2000))} for of in (train, held)]
+    assert kinds[0] == kinds[1] == {(color, shape) for color in S.COLORS for shape in S.SHAPES} and kinds[0] > G.held_out_pairs()
+    assert all(train.scene(0, i) != held.scene(0, i) for i in range(100))
+
+
 def test_phrases():
     a, b = thing("blue", "circle", 0.2), thing("red", "square", 0.8)
     scene = S.Scene(objects=(a, b), relation="left")

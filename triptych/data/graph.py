@@ -161,16 +161,17 @@ def _stands(a: Object, b: Object) -> str:
 
 
 def random_scene(
-    rng: random.Random, held_out: bool = False, *, cutouts: Sequence[str] = (), backgrounds: float = 0.0, form: str | None = None,
+    rng: random.Random, held_out: bool | None = False, *, cutouts: Sequence[str] = (), backgrounds: float = 0.0, form: str | None = None,
 ) -> Scene:  # fmt: skip
-    """A scene that holds no held-out composition, or (held_out) at least one.
+    """A scene that holds no held-out composition, or (held_out) at least one; None: whatever comes.
 
     cutouts: names of CUTOUTS that may appear.  backgrounds: share of scenes on a pale colour.
     form: "one", "number", "relation" or "list"; None draws one.
     """
     kind, scene = form or _pick_form(rng), None
     numbers = pick(rng, {"one": ((1,),), "number": ((2,), (3,), (4,)), "relation": ((1, 1),), "list": _LISTS}[kind])
-    while scene is None or not (is_held_out(scene) if held_out else _may_be_shown(scene)):
+    allowed = {None: lambda _: True, True: is_held_out, False: _may_be_shown}[held_out]
+    while scene is None or not allowed(scene):
         if kind == "relation":
             scene = _related(rng, cutouts)
         else:

@@ -172,13 +172,15 @@ class ScenesSource:
 
     cutouts: let emoji appear.  backgrounds: share of scenes on a pale colour, which the caption then names.  english: its share.
     form: of all scenes: "one" thing, a "number" of equal ones, a "relation" of two, a "list"; "" = all of them, mixed.
+    all_compositions: nothing is held out, and both splits differ by their draws alone. For systems that hear classes: where words of a
+    composition never shown are known one by one, a class never shown says nothing.
     """
 
     name = "scenes"
 
     def __init__(
         self, *, size: int, split: str = "train", cutouts: bool = True, backgrounds: float = 0.0, english: float = 0.55,
-        font: str | None = None, form: str = "",
+        font: str | None = None, form: str = "", all_compositions: bool = False,
     ) -> None:  # fmt: skip
         if not 0 <= backgrounds <= 1 or not 0 <= english <= 1:
             raise ValueError(f"scenes backgrounds {backgrounds} and english {english} are shares, in 0..1")
@@ -188,12 +190,13 @@ class ScenesSource:
             raise ValueError(f"scenes form {form!r}; {nearest(form, FORMS)}")
         self.size, self.split, self.font, self.form = size, split, font, form
         self.backgrounds, self.english = backgrounds, english
+        self.held_out = None if all_compositions else split == "held_out"
         self.cutouts = _cutouts(font) if cutouts else ()
         self.count = ENDLESS
 
     def scene(self, seed: int, position: int) -> Scene:
         rng = draws(seed, "scene", self.split, position)
-        return random_scene(rng, self.split == "held_out", cutouts=self.cutouts, backgrounds=self.backgrounds, form=self.form or None)
+        return random_scene(rng, self.held_out, cutouts=self.cutouts, backgrounds=self.backgrounds, form=self.form or None)
 
     def words(self, seed: int, position: int) -> str:
         return self._caption(self.scene(seed, position), seed, position)

@@ -20,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCENES = (Source(name="scenes"),)
+EVERY = (Source(name="scenes", options={"all_compositions": True}),)  # where classes are heard: one never shown says nothing
 PAIRS = (Source(name="emoji", weight=2.0, options={"single_share": 0.8}), Source(name="scenes"))
 PIXELS = {"decoder": Neighbour(family=Family(name="identity", size="32"))}
 SILENT = Neighbour(family=Family(name="label", size="unconditional"))
@@ -97,7 +98,9 @@ def ncsn() -> Recipe:
 
 def _one_thing() -> Data:
     return Data(
-        sources=(Source(name="scenes", options={"form": "one"}),), size=32, ports=(Source(name="label", options={"of": "color shape"}),)
+        sources=(Source(name="scenes", options={"form": "one", "all_compositions": True}),),
+        size=32,
+        ports=(Source(name="label", options={"of": "color shape"}),),
     )
 
 
@@ -181,7 +184,7 @@ def layout() -> Recipe:
     labels = list(class_names("color shape"))
     known = {"labels": labels, "num_labels": len(labels), "vocab": len(labels) + 33 * 33 + 1, "width": 48}
     words = Family(name="layout", size="scenes", config=known)
-    data = Data(sources=SCENES, size=32, ports=(Source(name="boxes", options={"of": "color shape"}),))
+    data = Data(sources=EVERY, size=32, ports=(Source(name="boxes", options={"of": "color shape"}),))
     return _latent("layout", neighbours={"text_encoder": Neighbour(family=words, trained=True), **LATENTS}, data=data)
 
 
@@ -202,7 +205,7 @@ def semantic() -> Recipe:
     return _system(
         "semantic", Family(name="ddpm", size="ddpm"), unet=SLIM,
         neighbours={"text_encoder": Neighbour(family=words, trained=True), **PIXELS},
-        data=Data(sources=SCENES, size=32, ports=(Source(name="semantic_map", options={"of": "color shape"}),)),
+        data=Data(sources=EVERY, size=32, ports=(Source(name="semantic_map", options={"of": "color shape"}),)),
         dropout=0.1, sampling={"sampler": "ddim", "steps": 50, "threshold": "static"},
     )  # fmt: skip
 

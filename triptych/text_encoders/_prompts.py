@@ -70,8 +70,8 @@ class Tokenized:
         return self.condition(ids_BL, mask_BL)
 
     def null(self, prompts: Sequence[Prompt | str]) -> Condition:
-        """The empty prompt, start and end alone, once for each of the prompts. Outside of learning it is computed once, and kept for as long
-        as no weight changes."""
+        """The empty prompt, start and end alone, once for each of the prompts. Outside of learning it is computed once, and kept while no
+        weight changes."""
         device = self.embedding.weight.device
         if torch.is_grad_enabled():
             one = self.condition(*self.ids([""]))
