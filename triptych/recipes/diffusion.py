@@ -90,7 +90,7 @@ def edm() -> Recipe:
 
 def ncsn() -> Recipe:
     """NCSN (arXiv 1907.05600, 2006.09011): denoising score matching at fifty sizes of noise, annealed Langevin dynamics."""
-    return _system("ncsn", Family(name="ncsn", size="scenes"), sampling={"repeats": 3})
+    return _system("ncsn", Family(name="ncsn", size="scenes"), sampling={"repeats": 10, "threshold": "static"})
 
 
 # --- a class, words, guides ---------------------------------------------------------------------------------------------------
