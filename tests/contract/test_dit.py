@@ -1,4 +1,4 @@
-"""What every reading of DiT keeps to: shapes, gradients, independence of rows, one preparation a request, learning."""
+"""DiT's own: words that are none, what it refuses, and its parts. What it shares with others is in test_denoisers.py."""
 
 from __future__ import annotations
 
@@ -7,106 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load, save
 
-from triptych.contracts import Condition, ConditionSpec, LatentSpace
-from triptych.generators.dit import SIZES, Config, DiT
+from tests.contract.denoisers import TINY, WORDS, network, noisy, said
+from triptych.contracts import Condition, LatentSpace
+from triptych.generators.dit import Config, DiT
 from triptych.layers.attention import attend, rotate
 from triptych.layers.embed import patchify, rope_2d, sincos_2d, timestep_embedding, unpatchify
-
-TINY = SIZES["tiny"]
-PAPER = replace(SIZES["DiT-S/2"], width=32, depth=2, num_heads=2)
-PIXART = replace(SIZES["PixArt-XL/2"], width=32, depth=2, num_heads=2)
-WORDS = ConditionSpec(width=24, context_length=8, pooled=16)
-READINGS = {
-    "modern": (TINY, WORDS),
-    "modern, rope alone, class": (replace(TINY, position="rope"), ConditionSpec(num_labels=5)),
-    "modern, adaLN-Zero": (replace(TINY, modulation="block", position="sincos"), WORDS),
-    "paper": (PAPER, ConditionSpec(num_labels=5)),
-    "pixart": (PIXART, ConditionSpec(width=24, context_length=8)),
-}
-each_reading = pytest.mark.parametrize("reading", READINGS)
-hearing_words = pytest.mark.parametrize("reading", [name for name, (_, said) in READINGS.items() if said.width])
-
-
-def network(reading: str, awake: bool = True) -> DiT:
-    """`awake`: gates and last layer, which start at zero, are moved, so that every part is heard."""
-    config, condition = READINGS[reading]
-    torch.manual_seed(0)
-    made = DiT(config, latent=LatentSpace(kind="image", shape=(3, 16, 16)), condition=condition)
-    if awake:
-        for parameter in made.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return made
-
-
-def said(reading: str, batch: int = 3, length: int = 6) -> Condition:
-    spec = READINGS[reading][1]
-    generator = torch.Generator().manual_seed(1)
-    if not spec.width:
-        return Condition(label_B=torch.arange(batch) % (spec.num_labels + 1))
-    mask = torch.arange(length) < 1 + torch.arange(batch)[:, None] % length
-    pooled = torch.randn(batch, spec.pooled, generator=generator) if spec.pooled else None
-    return Condition(tokens_BLD=torch.randn(batch, length, spec.width, generator=generator), mask_BL=mask, pooled_BD=pooled)
-
-
-def noisy(batch: int = 3, size: tuple[int, int] = (16, 16)) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(batch, 3, *size, generator=generator), 1000 * torch.rand(batch, generator=generator)
-
-
-@each_reading
-@pytest.mark.parametrize("size", [(16, 16), (8, 24), (32, 4)])
-def test_shapes(reading: str, size: tuple[int, int]) -> None:
-    x, clock = noisy(size=size)
-    out = network(reading)(x, clock, said(reading))
-    assert out.shape == (3, 6 if READINGS[reading][0].learn_sigma else 3, *size)
-    assert out.dtype == torch.float32 and out.isfinite().all()
-
-
-@each_reading
-def test_starts_silent(reading: str) -> None:
-    assert not network(reading, awake=False)(*noisy(), said(reading)).any()
-
-
-@each_reading
-def test_every_parameter_gets_a_gradient(reading: str) -> None:
-    made = network(reading)
-    made(*noisy(), said(reading)).square().sum().backward()
-    assert [name for name, p in made.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
-
-
-@each_reading
-@torch.no_grad()
-def test_rows_are_independent(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    together = made(x, clock, cond)
-    for row in range(3):
-        alone = made(x[row : row + 1], clock[row : row + 1], cond.rows(slice(row, row + 1)))
-        torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-5, atol=1e-5)
-
-
-@hearing_words
-@torch.no_grad()
-def test_padding_is_not_heard(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    assert cond.tokens_BLD is not None and cond.mask_BL is not None
-    noise = torch.where(cond.mask_BL[..., None], cond.tokens_BLD, 1e3)
-    longer = replace(cond, tokens_BLD=F.pad(noise, (0, 0, 0, 4), value=9.0), mask_BL=F.pad(cond.mask_BL, (0, 4)))
-    torch.testing.assert_close(made(x, clock, longer), made(x, clock, cond), rtol=1e-5, atol=1e-5)
-    assert (made(x, clock, replace(cond, mask_BL=None)) - made(x, clock, cond)).abs().max() > 1e-2
-
-
-@hearing_words
-@torch.no_grad()
-def test_prepared_once_is_the_same(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    prepared = made.prepare(cond)
-    config, _ = READINGS[reading]
-    assert prepared.prepared_BLX is not None and prepared.prepared_BLX.shape == (3, 6, config.depth * 2 * config.width)
-    expected = made(x, clock, cond)
-    torch.testing.assert_close(made(x, clock, prepared), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(made(x, clock, replace(prepared, tokens_BLD=None)), expected, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -116,53 +22,6 @@ def test_no_words_at_all_is_no_trouble() -> None:
     assert made(x, clock, silent).isfinite().all()
     no_tokens = replace(cond, tokens_BLD=torch.empty(3, 0, 24), mask_BL=torch.ones(3, 0, dtype=torch.bool))
     torch.testing.assert_close(made(x, clock, no_tokens), made(x, clock, silent), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("reading", ["modern", "paper", "pixart"])
-def test_overfits_one_batch(reading: str) -> None:
-    made, (x, clock), cond = network(reading, awake=False), noisy(), said(reading)
-    target = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = (made(x, clock, cond)[:, :3] - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05 * target.square().mean().item()
-
-
-@each_reading
-@torch.no_grad()
-def test_saved_and_loaded_is_bit_equal(reading: str) -> None:
-    made = network(reading)
-    with torch.device("meta"):
-        again = network(reading, awake=False)
-    again.load_state_dict(load(save(made.state_dict())), assign=True)
-    assert torch.equal(again(*noisy(), said(reading)), made(*noisy(), said(reading)))
-
-
-@each_reading
-def test_bf16(reading: str) -> None:
-    """Autocast leaves parameters and gradients in float32; weights in bf16 alone work too."""
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    exact = made(x, clock, cond)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = made(x, clock, cond)
-    out.square().mean().backward()
-    assert {p.grad.dtype for p in made.parameters() if p.grad is not None} == {torch.float32}
-    with torch.no_grad():
-        low = made.to(torch.bfloat16)(x, clock, cond)
-    for rough in (out, low):
-        assert rough.dtype == torch.float32
-        assert ((rough - exact).norm() / exact.norm()).item() < 0.05
-
-
-@torch.no_grad()
-def test_compiles_as_one_graph() -> None:
-    """Traced whole, tables of place as constants; the code generator itself belongs to torch and to the trainer's tests."""
-    made, (x, clock), cond = network("modern"), noisy(), said("modern")
-    traced = torch.compile(made, fullgraph=True, dynamic=False, backend="aot_eager")
-    torch.testing.assert_close(traced(x, clock, cond), made(x, clock, cond), rtol=1e-4, atol=1e-4)
 
 
 def test_refuses() -> None:

@@ -1,4 +1,4 @@
-"""What every reading of the U-Net keeps to: shapes, gradients, independence of rows, one preparation a request, learning, sizes."""
+"""The U-Net's own: sides, skips, the middle, what it refuses, published sizes, its parts. The rest is in test_denoisers.py."""
 
 from __future__ import annotations
 
@@ -7,124 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load, save
 
+from tests.contract.denoisers import BASE, READINGS, WORDS, network, noisy, said
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
-from triptych.generators.unet import SIZES, Config, UNet
+from triptych.generators.unet import SIZES, UNet
 from triptych.layers.conv import Enlarge, GroupNorm, doubled
 from triptych.layers.unet import Clock, SpatialAttention, TimeBlock, Transformer
-
-WORDS = ConditionSpec(width=24, context_length=8, pooled=16)
-BASE = Config(width=8, multipliers=(1, 2), num_res_blocks=1, attention=(1,), num_heads=2, time_width=16, norm_groups=4, pooled=False)
-ADM = replace(BASE, form="scale_shift", resize="resnet", head_width=4, learn_sigma=True, text="none", attention=(0, 1))
-READINGS = {
-    "tiny": (SIZES["tiny"], WORDS),
-    "DDPM": (replace(BASE, asymmetric=True, time="ddpm", text="none", num_heads=1), ConditionSpec()),
-    "ADM, class": (ADM, ConditionSpec(num_labels=5)),
-    "GLIDE": (replace(ADM, text="keys", pooled=True, num_heads=1, head_width=0), WORDS),
-    "LDM, unequal depths": (
-        replace(BASE, num_res_blocks=(1, 2), num_heads=(1, 4), depth=(1, 2), attention=(0, 1)), ConditionSpec(width=24)),
-    "pictures and a vector beside, no skips": (replace(BASE, skips=False), ConditionSpec(width=24, vector=7, concat=2)),
-    "a summary alone, no attention": (
-        replace(BASE, attention=(), middle_attention=False, text="none", pooled=True, num_heads=3), ConditionSpec(pooled=16)),
-}  # fmt: skip
-each_reading = pytest.mark.parametrize("reading", READINGS)
-hearing_words = pytest.mark.parametrize("reading", [name for name, (_, said) in READINGS.items() if said.width])
-
-
-def network(reading: str, awake: bool = True) -> UNet:
-    """`awake`: the layers that start at zero are moved, so that every part is heard."""
-    config, condition = READINGS[reading]
-    torch.manual_seed(0)
-    made = UNet(config, latent=LatentSpace(kind="image", shape=(3, 16, 16)), condition=condition)
-    if awake:
-        for parameter in made.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return made
-
-
-def said(reading: str, batch: int = 3, length: int = 6, size: tuple[int, int] = (16, 16)) -> Condition:
-    spec, draw = READINGS[reading][1], torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(batch, *shape, generator=draw)
-
-    mask = torch.arange(length) < 1 + torch.arange(batch)[:, None] % length
-    return Condition(
-        tokens_BLD=normal(length, spec.width) if spec.width else None, mask_BL=mask if spec.width else None,
-        pooled_BD=normal(spec.pooled) if spec.pooled else None, vector_BK=normal(spec.vector) if spec.vector else None,
-        label_B=torch.arange(batch) % (spec.num_labels + 1) if spec.num_labels else None,
-        concat_BCHW=normal(spec.concat, *size) if spec.concat else None,
-    )  # fmt: skip
-
-
-def noisy(batch: int = 3, size: tuple[int, int] = (16, 16)) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(2)
-    return torch.randn(batch, 3, *size, generator=draw), 1000 * torch.rand(batch, generator=draw)
-
-
-@each_reading
-@pytest.mark.parametrize("size", [(16, 16), (8, 24), (32, 4)])
-def test_shapes(reading: str, size: tuple[int, int]) -> None:
-    x, clock = noisy(size=size)
-    out = network(reading)(x, clock, said(reading, size=size))
-    assert out.shape == (3, 6 if READINGS[reading][0].learn_sigma else 3, *size)
-    assert out.dtype == torch.float32 and out.isfinite().all() and out.std() > 0.01
-
-
-@each_reading
-def test_starts_silent(reading: str) -> None:
-    assert not network(reading, awake=False)(*noisy(), said(reading)).any()
-
-
-@each_reading
-def test_every_parameter_gets_a_gradient(reading: str) -> None:
-    made = network(reading)
-    made(*noisy(), said(reading)).square().sum().backward()
-    assert [name for name, p in made.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
-
-
-@each_reading
-@torch.no_grad()
-def test_every_port_is_heard(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    out = made(x, clock, cond)
-    assert (made(x, clock + 100, cond) - out).abs().max() > 1e-3
-    for name, port in cond.ports().items():
-        other = ~port if port.dtype == torch.bool else port.flip(0) + (port.dtype != torch.int64)
-        assert (made(x, clock, replace(cond, **{name: other})) - out).abs().max() > 1e-4, name
-
-
-@each_reading
-@torch.no_grad()
-def test_rows_are_independent(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    together = made(x, clock, cond)
-    for row in range(3):
-        alone = made(x[row : row + 1], clock[row : row + 1], cond.rows(slice(row, row + 1)))
-        torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-5, atol=1e-5)
-
-
-@hearing_words
-@torch.no_grad()
-def test_padding_is_not_heard(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    assert cond.tokens_BLD is not None and cond.mask_BL is not None
-    noise = torch.where(cond.mask_BL[..., None], cond.tokens_BLD, 1e3)
-    longer = replace(cond, tokens_BLD=F.pad(noise, (0, 0, 0, 4), value=9.0), mask_BL=F.pad(cond.mask_BL, (0, 4)))
-    torch.testing.assert_close(made(x, clock, longer), made(x, clock, cond), rtol=1e-5, atol=1e-5)
-
-
-@hearing_words
-@torch.no_grad()
-def test_prepared_once_is_the_same(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    prepared, expected = made.prepare(cond), made(x, clock, cond)
-    assert prepared.prepared_BLX is not None and prepared.prepared_BLX.shape[:2] == (3, 6)
-    torch.testing.assert_close(made(x, clock, prepared), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(made(x, clock, replace(prepared, tokens_BLD=None)), expected, rtol=0, atol=1e-6)
-    silent = replace(cond, mask_BL=torch.zeros(3, 6, dtype=torch.bool))
-    assert made(x, clock, silent).isfinite().all()
 
 
 @torch.no_grad()
@@ -166,53 +54,6 @@ def test_the_middle_has_an_attention_of_its_own() -> None:
     width = with_it.down.kept[-1]
     assert every["text.keys_values.weight"].shape[0] - kept["text.keys_values.weight"].shape[0] == 2 * width
     assert not [m for m in network("a summary alone, no attention").modules() if isinstance(m, SpatialAttention | Transformer)]
-
-
-@pytest.mark.parametrize("reading", ["tiny", "ADM, class", "GLIDE"])
-def test_overfits_one_batch(reading: str) -> None:
-    made, (x, clock), cond = network(reading, awake=False), noisy(), said(reading)
-    target = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
-    for _ in range(200):
-        loss = (made(x, clock, cond)[:, :3] - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.2 * target.square().mean().item()
-
-
-@each_reading
-@torch.no_grad()
-def test_saved_and_loaded_is_bit_equal(reading: str) -> None:
-    made = network(reading)
-    with torch.device("meta"):
-        again = network(reading, awake=False)
-    again.load_state_dict(load(save(made.state_dict())), assign=True)
-    assert torch.equal(again(*noisy(), said(reading)), made(*noisy(), said(reading)))
-
-
-@each_reading
-def test_bf16(reading: str) -> None:
-    """Autocast leaves parameters and gradients in float32; weights in bf16 alone work too."""
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    exact = made(x, clock, cond)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = made(x, clock, cond)
-    out.square().mean().backward()
-    assert {p.grad.dtype for p in made.parameters() if p.grad is not None} == {torch.float32}
-    with torch.no_grad():
-        low = made.to(torch.bfloat16)(x, clock, cond)
-    for rough in (out, low):
-        assert rough.dtype == torch.float32
-        assert ((rough - exact).norm() / exact.norm()).item() < 0.05
-
-
-@pytest.mark.parametrize("reading", ["tiny", "GLIDE"])
-@torch.no_grad()
-def test_compiles_as_one_graph(reading: str) -> None:
-    made, (x, clock), cond = network(reading), noisy(), said(reading)
-    traced = torch.compile(made, fullgraph=True, dynamic=False, backend="aot_eager")
-    torch.testing.assert_close(traced(x, clock, cond), made(x, clock, cond), rtol=1e-4, atol=1e-4)
 
 
 def test_everything_inside_is_channels_last() -> None:

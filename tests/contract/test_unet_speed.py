@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.contract.test_unet import each_reading, network, noisy, said
+from tests.contract.denoisers import READINGS, network, noisy, said
 from triptych.contracts import Condition
-from triptych.generators.unet import UNet
+from triptych.generators.unet import Config, UNet
 from triptych.layers.conv import Conv, Enlarge, pack
 from triptych.processes.guidance import ClassifierFree
 
+each_reading = pytest.mark.parametrize("reading", [name for name, (config, _) in READINGS.items() if isinstance(config, Config)])
 onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch carries no oneDNN")
 
 
