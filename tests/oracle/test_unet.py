@@ -211,7 +211,8 @@ def test_ours_alone_is_refused() -> None:
     latent, words = LatentSpace(kind="image", shape=(4, 8, 8)), ConditionSpec(width=24, pooled=8)
     tiny = SIZES["tiny"]
     for config, says in (
-        (replace(tiny, text="keys"), "text = 'keys'"), (replace(tiny, skips=False), "skips = False"), (tiny, "a pooled text"),
+        (replace(tiny, text="keys"), "text = 'keys'"), (replace(tiny, skips=False), "skips = False"),
+        (replace(tiny, middle_attention=False), "middle_attention = False"), (tiny, "a pooled text"),
         (replace(tiny, pooled=False, resize="resnet"), "resize = 'resnet' beside words"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
