@@ -11,9 +11,9 @@ written out   the same networks, the matrix in memory: the softmax of a product,
 forward       without gradients
 step          forwards and backwards; gradients of the weights are there before, no optimiser
 
-Memory is the growth of a process at its peak, once for each network, each round a new one, which takes few tokens before many; freed
-blocks of 64 KiB and more are given back at once there (glibc), so that the peak is what lives together. A run of 64 tokens goes before,
-so that code and threads are there: of 64 tokens nothing can be told.
+Memory is the peak of a process beyond what it holds when it has run 64 tokens, when code, threads and gradients are there: so that of
+64 tokens nothing can be told. Each network, each round, has a process of its own, which takes few tokens before many; freed blocks of
+64 KiB and more are given back at once there (glibc), so that a peak is what lives together.
 
 slope         of log bytes over log tokens, from 256 tokens on
 power         of the last three counts N, qN, q^2 N: log_q of (M'' - M') / (M' - M), which for M = a + b N^p is p, whatever does not grow
@@ -50,7 +50,7 @@ from triptych.generators import dit, unet
 
 NAME = Path(__file__).stem
 TOKENS = (64, 256, 1024, 4096)
-ALONE = 256  # tokens from which on the growth is more than what else a process does
+WARM, ALONE = 64, 256  # tokens that are run before; from which on there is something to tell
 KINDS = {  # what is said of each
     "DiT": ("DiT", "DiT"), "DiT, written out": ("DiT with its matrix written out", "写出矩阵的 DiT"),
     "U-Net": ("U-Net", "U-Net"), "U-Net, written out": ("U-Net with its matrix written out", "写出矩阵的 U-Net"),
@@ -82,25 +82,28 @@ def passed(net: nn.Module, tokens: int, phase: str) -> None:
         out.square().mean().backward()
 
 
-def grown(work: Callable[[], None]) -> int | None:
-    """Bytes by which this process grew while it worked, at its peak; None where the system does not tell."""
+def peak_of(work: Callable[[], None]) -> int:
+    """Bytes of this process at its largest while it works. Raises ValueError where the system does not tell."""
     from triptych.judging import _forget_peak, _peak
 
     _forget_peak()
-    before = _peak()
     work()
-    after = _peak()
-    return None if before is None or after is None else after - before
+    if (found := _peak()) is None:
+        raise ValueError("this system does not tell a process's peak of memory (/proc/self/status): measure on Linux")
+    return found
 
 
-def one(kind: str, counts: Sequence[int]) -> dict[str, list[int | None]]:
-    """Phase -> bytes of each count. To be asked of a fresh process."""
+def one(kind: str, counts: Sequence[int]) -> dict[str, list[int]]:
+    """Phase -> bytes of each count beyond what stays. To be asked of a fresh process."""
     net, found = network(kind), {}
     with kernel_of("written out" if "written out" in kind else "fused"):
-        for phase in (*PHASES, *PHASES):  # what the first time needs besides is there the second time
-            passed(net, min(TOKENS), phase)
         for phase in PHASES:
-            found[phase] = [grown(partial(passed, net, tokens, phase)) for tokens in counts]
+            for _ in range(3):
+                passed(net, WARM, phase)
+            stays, found[phase] = peak_of(lambda: None), []
+            for tokens in counts:
+                passed(net, tokens, phase)  # once for what the first time at a size needs besides
+                found[phase].append(peak_of(partial(passed, net, tokens, phase)) - stays)
     return found
 
 
@@ -133,8 +136,6 @@ def measured(args: Any) -> dict[str, Any]:
         for kind in KINDS:
             command = [sys.executable, __file__, "--one", kind, "--tokens", *map(str, args.tokens)]
             said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=given_back).stdout)
-            if any(one is None for phase in PHASES for one in said[phase]):
-                raise ValueError("this system does not tell a process's peak of memory (/proc/self/status): measure on Linux")
             told[kind].append(said)
             print(f"round {number + 1} of {args.rounds}, {kind}: {said}", flush=True)
     found: dict[str, Any] = {}
@@ -228,7 +229,7 @@ def main() -> None:
         args.tokens, args.rounds = TOKENS[:3], 1
     counts = sorted({*args.tokens})
     if len(counts) < 3 or any(n % 16 or math.isqrt(n) ** 2 != n for n in counts) or counts[-1] * counts[-3] != counts[-2] ** 2:
-        parser.error(f"--tokens {' '.join(map(str, counts))}: three or more squares of multiples of 4, the last by one factor: 64, 256, 1024")
+        parser.error(f"--tokens {' '.join(map(str, counts))}: three squares of multiples of 4 or more, by one factor: 64, 256, 1024")
     args.tokens = counts
     report = evidence.begin(args)
     report |= {"rounds": args.rounds, "memory": measured(args)}

@@ -101,7 +101,8 @@ def config_to_diffusers(config: Config, latent: LatentSpace, condition: Conditio
     kind = _WORDS if words else _PLAIN
     cannot = {
         "text = 'keys'": c.text == "keys" and condition.width > 0, "skips = False": not c.skips, "a vector": condition.vector > 0,
-        "middle_attention = False": not c.middle_attention, "a pooled text": c.pooled and condition.pooled > 0, "resize = 'resnet' beside words": words and c.resize == "resnet",
+        "middle_attention = False": not c.middle_attention, "a pooled text": c.pooled and condition.pooled > 0,
+        "resize = 'resnet' beside words": words and c.resize == "resnet",
         "unequal num_res_blocks without words": not words and not isinstance(_short(c.num_res_blocks), int),
     }  # fmt: skip
     for what, asked in cannot.items():
