@@ -26,6 +26,7 @@ from torch import Tensor
 from . import __version__, catalog
 from .contracts import Judge, Prompt
 from .eyes import Eyes, as_tensor
+from .layers.memory import forget_peak, peak
 
 __all__ = ["Asked", "JUDGES", "Seen", "coco", "drawbench", "from_data", "judgement", "judges_for", "look", "measures_of", "scenes"]
 
@@ -249,7 +250,7 @@ def look(
     seconds: of drawing alone.  told(done, of): after each batch.
     """
     out, stops = Seen(), {len(asked) // 8, len(asked) // 4, len(asked) // 2}
-    _forget_peak()
+    forget_peak()
     for first in range(0, len(asked), batch):
         rows = range(first, min(first + batch, len(asked)))
         prompts = [asked.prompts[i] for i in rows]
@@ -268,7 +269,7 @@ def look(
             told(rows.stop, len(asked))
         if curves and any(rows.start < stop <= rows.stop for stop in stops) and rows.stop >= 16:
             _note(out.curves, judges, rows.stop)
-    out.memory = _peak()
+    out.memory = peak()
     out.scores = {name: judge.result() for name, judge in judges.items()}
     _note(out.curves, judges, len(asked), out.scores)
     return out
@@ -361,27 +362,3 @@ def _scores(seen: Seen) -> dict[str, dict[str, float]]:
                 kept = () if measure.startswith(("FD", "FID", "IS")) else ("reservoir", "reservoir_references")
                 out[measure] |= {k: result[k] for k in ("n_references", *kept)}
     return out
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------------
-
-
-def _forget_peak() -> None:
-    """The largest size so far is forgotten, where the system can (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak() -> int | None:
-    """Bytes, the most since `_forget_peak`: of the accelerator where one is used, else of this process; None where nobody knows."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

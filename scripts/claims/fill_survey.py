@@ -27,7 +27,8 @@ SCRIPTS = (
     "zero_shot_or_probe", "right_or_wrong_captions", "mask_share", "window_attention", "no_suppression", "how_many_pictures",
     "vit_or_cnn", "panoptic", "words_or_labels", "pretraining", "detr_positions",
     "noise_at_once", "how_many_steps", "what_to_predict", "which_variance", "one_shot", "cosine_or_linear", "ddim",
-    "skip_connections", "why_attention", "two_text_paths", "bigger_and_better_unets",
+    "skip_connections", "why_attention", "two_text_paths", "bigger_and_better_unets", "latent_or_pixel",
+    "encoder_or_generator", "who_taught_the_words",
 )  # fmt: skip
 FIRST, LAST = "<!-- claims -->", "<!-- /claims -->"
 PAGES = {  # language -> (file, the section of the table, what is said first, the table's head)

@@ -72,19 +72,19 @@ def kernel_of(kind: str) -> Iterator[None]:
 
 def one(kind: str, side: int, runs: int) -> dict[str, Any]:
     """Best seconds of some runs, and bytes by which this process grew; to be asked of a fresh process."""
-    from triptych.judging import _forget_peak, _peak
+    from triptych.layers.memory import forget_peak, peak
 
     net, small = network(kind, side), network(kind, 32)
     with torch.no_grad(), kernel_of(kind):
         small.features(torch.zeros(1, 3, 32, 32))  # type: ignore[operator]
         pixels = torch.rand(1, 3, side, side)
-        _forget_peak()
-        before, seconds = _peak(), []
+        forget_peak()
+        before, seconds = peak(), []
         for _ in range(runs):
             begun = time.perf_counter()
             net.features(pixels)  # type: ignore[operator]
             seconds.append(time.perf_counter() - begun)
-        after = _peak()
+        after = peak()
     return {"seconds": min(seconds), "bytes": None if before is None or after is None else after - before}
 
 
