@@ -1,6 +1,6 @@
 """Claim 40: is a transformer's memory quadratic in its tokens, and a U-Net's not? Peaks of a DiT and of a U-Net, 64 to 4,096 tokens.
 
-    python scripts/claims/memory_of_tokens.py [--tokens 64 256 1024 4096] [--rounds 3] [--quick]          (1 minute)
+    python scripts/claims/memory_of_tokens.py [--tokens 64 256 1024 4096] [--rounds 3] [--quick]          (2 minutes)
 
 A DiT of patches of 2 and a U-Net of nearly as many parameters, both untrained, take the same latents, one picture: N tokens are a grid of
 2 sqrt(N) x 2 sqrt(N). The U-Net attends where its map is a quarter as wide, that is over N / 4 positions.
@@ -84,11 +84,11 @@ def passed(net: nn.Module, tokens: int, phase: str) -> None:
 
 def peak_of(work: Callable[[], None]) -> int:
     """Bytes of this process at its largest while it works. Raises ValueError where the system does not tell."""
-    from triptych.judging import _forget_peak, _peak
+    from triptych.layers.memory import forget_peak, peak
 
-    _forget_peak()
+    forget_peak()
     work()
-    if (found := _peak()) is None:
+    if (found := peak()) is None:
         raise ValueError("this system does not tell a process's peak of memory (/proc/self/status): measure on Linux")
     return found
 

@@ -156,12 +156,12 @@ def pixel_text() -> Recipe:
 
 
 def _latent(name: str, **changes: Any) -> Recipe:
-    """A U-Net with cross-attention on 8 x 8 x 4 latents, noised as Stable Diffusion's are."""
+    """A U-Net with cross-attention on 8 x 8 x 4 latents, noised as Stable Diffusion's are; it hears words one by one, and no summary."""
     shared: dict[str, Any] = {
         "neighbours": {**WORDS, **LATENTS}, "data": Data(sources=PAIRS, size=32), "dropout": 0.1, "preview_prompts": SAID,
         "sampling": {"sampler": "ddim", "steps": 50, "guidance": 3.0},
     }  # fmt: skip
-    unet = {"width": 20, "head_width": 10, "norm_groups": 4} | changes.pop("unet", {})
+    unet = {"width": 20, "head_width": 10, "norm_groups": 4, "pooled": False} | changes.pop("unet", {})
     return _system(name, Family(name="ddpm", size="sd"), size="scenes-latent", unet=unet, **{**shared, **changes})
 
 
@@ -243,5 +243,5 @@ def sd() -> Recipe:
     """Stable Diffusion (arXiv 2112.10752), small: CLIP's words, 64 x 64 pictures as 16 x 16 x 4 latents, DDPM training, DDIM sampling."""
     return _latent(
         "sd", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12, "norm_groups": 8},
-        neighbours={"text_encoder": Neighbour(model="sd-clip"), **LATENTS}, data=Data(sources=PAIRS, size=64),
+        neighbours={"text_encoder": Neighbour(model="sd-clip"), **LATENTS}, data=Data(sources=PAIRS, size=64), steps=12000,
     )  # fmt: skip
