@@ -41,11 +41,12 @@ def _system(name: str, process: Family, *, unet: dict[str, Any] | None = None, s
         "data": Data(sources=SCENES, size=32),
         "dropout": 0.0,
         "preview_prompts": ("",) * 8,
+        "steps": 8000,
     }
     return Recipe(
         name=name, panel="generators", family=Family(name="unet", size=size, config=unet or {}), process=process,
         optimizer=Optimizer(lr=2e-3, warmup=0.02, decay=0.4),
-        steps=8000, batch=64, ema=0.08, validate_every=500, preview_every=1000, save_every=250,
+        batch=64, ema=0.08, validate_every=500, preview_every=1000, save_every=250,
         **{**shared, **changes},
     )  # fmt: skip
 
