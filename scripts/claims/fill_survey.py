@@ -28,7 +28,7 @@ SCRIPTS = (
     "vit_or_cnn", "panoptic", "words_or_labels", "pretraining", "detr_positions",
     "noise_at_once", "how_many_steps", "what_to_predict", "which_variance", "one_shot", "cosine_or_linear", "ddim",
     "skip_connections", "why_attention", "two_text_paths", "bigger_and_better_unets", "latent_or_pixel",
-    "encoder_or_generator", "who_taught_the_words",
+    "encoder_or_generator", "who_taught_the_words", "two_guidances", "memory_of_tokens", "larger_canvas", "guided_layouts",
 )  # fmt: skip
 FIRST, LAST = "<!-- claims -->", "<!-- /claims -->"
 PAGES = {  # language -> (file, the section of the table, what is said first, the table's head)
