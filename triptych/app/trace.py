@@ -29,7 +29,7 @@ def trace(model: TextToImage, prompt: str) -> list[dict[str, str]]:
         with torch.inference_mode():
             cond = model.text_encoder.encode([Prompt(text=prompt)], encode_image=model.decoder.encode)
             stages += [{"stage": "condition", "what": name, "shapes": _shape(port)} for name, port in cond.ports().items()]
-            few = {"steps": 1} if hasattr(model.settings(), "steps") else {}
+            few: dict[str, Any] = {"steps": 1} if hasattr(model.settings(), "steps") else {}
             z = model.latents([prompt], seeds=[0], **few)
             stages.append({"stage": "latents", "what": f"z ({model.decoder.latent.kind})", "shapes": _shape(z)})
             image = model.decoder.decode(z, cond)

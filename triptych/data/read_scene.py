@@ -59,7 +59,7 @@ def scene_of(text: str, seed: int = 0) -> Scene | None:
         sides = [max(3, round(shrunk * side)) for side in _sides(rng, [size for *_, size in every])]
         sized = [(*kind, side) for kind, side in zip(every, sides, strict=True)]
         if said.relation:
-            scene = _beside(rng, *sized, said.relation) if sized[0][3] + sized[1][3] <= GRID - 3 else None
+            scene = _beside(rng, sized[0], sized[1], said.relation) if sized[0][3] + sized[1][3] <= GRID - 3 else None
         else:
             scene = _placed(rng, sized)
         if scene is not None:
