@@ -2,7 +2,8 @@
 
     python scripts/measure_diffusion.py [--n 500] [--models ddpm,sd] [--out docs/results]        (about 30 minutes on two cores)
 
-Asked are the words of held-out scenes, compositions that training never showed; their pictures are the real ones. A system that needs
+Asked are the words of held-out scenes, compositions that training never showed those who hear words (who hears classes has seen all of
+them: a class never shown says nothing); their pictures are the real ones. A system that needs
 more than words is given it from the same scene (its class, boxes, map, small or holed picture), so that its figures are not those of
 words alone; the table says what each hears. Systems that hear nothing are judged as they draw. Drawn as the model's own settings say.
 
@@ -185,7 +186,8 @@ def main() -> None:
 PAGE = """# Diffusion systems, small, side by side
 
 Written by `scripts/measure_diffusion.py` (N = {n} held-out scenes, seed {seed}; figures in [diffusion.json](diffusion.json)). What a system
-hears besides words is made from the same scene; who hears more draws the easier picture, so compare within "hears". Minutes are of one
+hears besides words is made from the same scene; who hears more draws the easier picture, so compare within "hears". The compositions are
+new to those who hear words, not to those who hear classes. Minutes are of one
 core that other work shared, unless the card says otherwise.
 
 {table}

@@ -317,15 +317,12 @@ def made_up(better: bool) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("better", [True, False])
-@pytest.mark.parametrize("name", made_up(True))
+@pytest.mark.parametrize("name", fill_survey.SCRIPTS)
 def test_rows_say_what_was_found(name: str, better: bool) -> None:
-    claim_rows.check(name, made_up(better)[name], better)
-
-
-def test_every_script_of_the_survey_was_shown_made_up_figures() -> None:
+    """Every script of the survey, of figures that one of these files makes up."""
     modules = [importlib.import_module(f"tests.{path.stem}") for path in sorted(ROOT.glob("tests/test_claims*.py"))]
-    shown = [name for module in modules for name in getattr(module, "made_up", lambda _: ())(True)]
-    assert sorted(shown) == sorted(fill_survey.SCRIPTS)
+    (report,) = [found[name] for one in modules if hasattr(one, "made_up") and name in (found := one.made_up(better))]
+    claim_rows.check(name, report, better)
 
 
 def test_numbers_are_told_with_their_intervals() -> None:

@@ -224,12 +224,6 @@ def made_up(better: bool) -> dict[str, dict[str, Any]]:
     return {name: {**claim_rows.FRAME, "draw": 50, "arms": trained, **one} for name, one in found.items()}
 
 
-@pytest.mark.parametrize("better", [True, False])
-@pytest.mark.parametrize("name", made_up(True))
-def test_rows_say_what_was_found(name: str, better: bool) -> None:
-    claim_rows.check(name, made_up(better)[name], better)
-
-
 def test_what_is_said_follows_from_each_figure() -> None:
     """One figure turned round turns round what is said of it, and of it alone."""
     report = made_up(True)["why_attention"]

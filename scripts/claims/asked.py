@@ -16,9 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from scripts.claims import chains, evidence
-from triptych import catalog, data
+from triptych import catalog
 from triptych.contracts import Prompt
-from triptych.data.index import as_images
 from triptych.judges.objects import Seen
 from triptych.recipe import Data
 
@@ -29,9 +28,7 @@ VERDICTS = {1: ("holds", "成立"), 0: ("not decided", "未能分出"), -1: ("do
 
 def held_out(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
     """The first n scenes of the split that training never shows, [N, 3, H, W], and their prompts with `truth` and boxes."""
-    source = data.build(spec, split="held_out")
-    rows = [source.row(seed + chains.AHEAD, i) for i in range(n)]
-    return as_images([row.picture for row in rows]), [row.prompt for row in rows]
+    return chains.real_pictures(spec, n, seed, "held_out")
 
 
 def read(detector: Any, images_NCHW: Tensor) -> list[list[Seen]]:

@@ -200,9 +200,9 @@ def exact(detector: Any, pictures_NCHW: Tensor, prompts: Sequence[Prompt]) -> di
     return {"value": result["exact"], "low": result["exact_low"], "high": result["exact_high"]}
 
 
-def real_pictures(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-    """The first n of another order of what training shows: as it, and none of it (the scenes have no end)."""
-    source = data.build(spec)
+def real_pictures(spec: Data, n: int, seed: int, split: data.Split = "train") -> tuple[Tensor, list[Prompt]]:
+    """The first n of another order of what training shows: as it, and none of it (the scenes have no end); or of the split held out."""
+    source = data.build(spec, split=split)
     rows = [source.row(seed + AHEAD, i) for i in range(n)]
     return as_images([row.picture for row in rows]), [row.prompt for row in rows]
 
@@ -211,12 +211,12 @@ def real_pictures(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
 
 
 class Ruler:
-    """FD, precision and recall of pictures, from real ones, through the eyes. floor: those of as many other real pictures."""
+    """FD, precision and recall of pictures, from real ones of a split, through the eyes. floor: those of as many other real pictures."""
 
-    def __init__(self, eyes: Any, spec: Data, args: Any) -> None:
+    def __init__(self, eyes: Any, spec: Data, args: Any, split: data.Split = "train") -> None:
         self.sight, self.resamples = eyes.sight(), 5 if args.quick else 200
-        self.real_MD = self.sight.features(real_pictures(spec, args.references, args.seed)[0])
-        self.floor = self(real_pictures(spec, args.n, args.seed + AHEAD)[0])
+        self.real_MD = self.sight.features(real_pictures(spec, args.references, args.seed, split)[0])
+        self.floor = self(real_pictures(spec, args.n, args.seed + AHEAD, split)[0])
 
     def __call__(self, images_NCHW: Tensor) -> dict[str, float]:
         """value, low, high: FD and 1.96 deviations of its bootstrap over the drawn pictures; precision, recall."""

@@ -3,8 +3,9 @@
     python scripts/claims/guided_layouts.py [--model layout|DIR] [--steps 2500] [--n 500] [--scales 1 2 3 5] [--draw 50] [--quick]
 
 The recipe `layout` (latent diffusion that hears boxes, arXiv 2112.10752, section 4.3.1), as embedded or in a folder; where there is no such
-model, or --model "" is said, the recipe is taught here for --steps. It draws the boxes of scenes with compositions that training never
-showed: class (colour and shape) and corners of each thing, no words. The same boxes and seeds at every scale, 1 = no guidance.
+model, or --model "" is said, the recipe is taught here for --steps. It draws the boxes of scenes that training did not show, of
+compositions that it did, for a class never shown would say nothing: class (colour and shape) and corners of each thing, no words. The same
+boxes and seeds at every scale, 1 = no guidance.
 
 IoU        of each asked box with the detected one of its class; detections are given to boxes one to one, so that the sum is largest;
            0 for a box without one. Mean over boxes
@@ -37,11 +38,9 @@ if __package__ in (None, ""):
 import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around, percent
-from triptych import catalog, checkpoint, data
+from triptych import catalog, checkpoint
 from triptych.contracts import Prompt
-from triptych.data.index import as_images
 from triptych.layers.matching import assign, iou
-from triptych.recipe import Data
 from triptych.recipes.diffusion import layout
 
 NAME = Path(__file__).stem
@@ -53,13 +52,6 @@ WHAT = ("IoU", "found", "besides")
 
 
 # --- boxes asked, boxes found -------------------------------------------------------------------------------------------------
-
-
-def held_out(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
-    """Pictures and their boxes, of scenes with a composition that training never shows."""
-    source = data.build(spec, split="held_out")
-    rows = [source.row(seed + chains.AHEAD, i) for i in range(n)]
-    return as_images([row.picture for row in rows]), [row.prompt for row in rows]
 
 
 def met(seen: Sequence[Any], prompt: Prompt) -> list[float]:
@@ -133,13 +125,13 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     if "examples" in card and "hours" in card:
         known |= {"pictures": card["examples"], "minutes": 60 * card["hours"]}
     ruler = chains.Ruler(eyes, layout().data, args)
-    real_PCHW, prompts = held_out(layout().data, args.n, args.seed)
+    real_PCHW, prompts = chains.real_pictures(layout().data, args.n, args.seed, "held_out")
     real_P4 = read(detector, real_PCHW, prompts)
     found: dict[str, Any] = {"model": known, "boxes": int(real_P4[:, 0].sum()), "floor": ruler(real_PCHW), "real": shares(real_P4)}
     found["scales"] = {}
     for scale in scales:
         how = {"sampler": "ddim", "steps": args.draw, "guidance": scale, "threshold": "none"}  # latents have no range
-        pictures, seconds = chains.drawn(model, folder / "held-out", args, prompts, **how)
+        pictures, seconds = chains.drawn(model, folder / "new", args, prompts, **how)
         rows[scale] = read(detector, pictures, prompts)
         found["scales"][f"{scale:g}"] = one = {**shares(rows[scale]), "FD": ruler(pictures), "seconds": seconds}
         if scale != 1:
@@ -190,14 +182,14 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
         "en": Row(
             "some", "classifier-free guidance greatly helps pictures from layouts", evidence.shown_by(NAME, "en"),
             f"{head[0]}. At s = {decides} mean IoU is {gained} above {around(plain['IoU'])} without guidance: {part} of what is missing to "
-            f"real pictures (greatly: half). {took[0]} (as many real ones: {floor}). {found['boxes']:,} boxes of held-out scenes, "
+            f"real pictures (greatly: half). {took[0]} (as many real ones: {floor}). {found['boxes']:,} boxes of new scenes, "
             f"DDIM in {report['draw']} steps; s: mean IoU with the detector's boxes of the same class, share of IoU >= 0.5, things "
             f"besides a box asked for, FD. {listed(', ', '; ')}. Real pictures: {best[0]}",
         ),
         "zh": Row(
             "部分", "无分类器引导对由布局生成图像有极大帮助", evidence.shown_by(NAME, "zh"),
             f"{head[1]}。s = {decides} 时平均 IoU 比无引导的 {around(plain['IoU'])} 高 {gained}：是与真实图差距的 {part}"
-            f"（极大：一半）。{took[1]}（同样多的真实图：{floor}）。留出场景的 {found['boxes']:,} 个框，DDIM {report['draw']} 步；"
+            f"（极大：一半）。{took[1]}（同样多的真实图：{floor}）。新场景的 {found['boxes']:,} 个框，DDIM {report['draw']} 步；"
             f"s：与检测器同类框的平均 IoU、IoU 不小于 0.5 的比例、每个所求框之外的物体数、FD。{listed('、', '；')}。真实图：{best[1]}",
         ),
     }  # fmt: skip

@@ -50,15 +50,6 @@ SAID = {  # of each, in English and Chinese
 }  # fmt: skip
 
 
-class Unseen(chains.Ruler):
-    """Distances among compositions that training never shows."""
-
-    def __init__(self, eyes: Any, args: Any) -> None:
-        self.sight, self.resamples = eyes.sight(), 5 if args.quick else 200
-        self.real_MD = self.sight.features(asked.held_out(ddpm().data, args.references, args.seed)[0])
-        self.floor = self(asked.held_out(ddpm().data, args.n, args.seed + chains.AHEAD)[0])
-
-
 def arms(args: Any, report: dict[str, Any]) -> dict[str, tuple[str, Recipe]]:
     """name -> what the arm is called among the runs, and its recipe; text encoders are taught here."""
     t5 = words.taught(f"t5-{words.WIDTH}", words.t5(), args, report)
@@ -76,7 +67,7 @@ def arms(args: Any, report: dict[str, Any]) -> dict[str, tuple[str, Recipe]]:
 
 
 def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict[str, Any]:
-    ruler = Unseen(eyes, args)
+    ruler = chains.Ruler(eyes, ddpm().data, args, "held_out")
     real_NCHW, prompts = asked.held_out(ddpm().data, args.n, args.seed + 2 * chains.AHEAD)
     found: dict[str, Any] = {
         "floor": ruler.floor, "ceiling": words.share(words.right(detector, real_NCHW, prompts)), "clip": args.clip or "taught here",

@@ -7,25 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.oracle.public_folders import randomised
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.generators.unet import SIZES, UNet
 from triptych.interop.diffusers_unet import config_from_diffusers, config_to_diffusers, tensors_from_diffusers, tensors_to_diffusers
 
 diffusers = pytest.importorskip("diffusers")
-
-
-def randomised(theirs: nn.Module, seed: int) -> Any:
-    """Random weights everywhere, those that start at zero too; large enough that every branch is heard, and nothing grows."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in theirs.named_parameters():
-        drawn = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.data = drawn * parameter[0].numel() ** -0.5
-        else:
-            parameter.data = 0.3 * drawn + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    return theirs.eval()
 
 
 def settings(theirs: Any) -> dict[str, Any]:
