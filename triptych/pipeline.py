@@ -279,11 +279,21 @@ def load(model: str | Path, *, device: str = "cpu", precision: str = "float32") 
 
 def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "float32") -> TextToImage:
     """Three panels, joined. Raises ValueError as `load` does, and for eyes. A foreign folder's weights are in `precision` themselves."""
-    if (theirs := _diffusers(model)) is not None:
-        folder = checkpoint.locate(model)
-        found = theirs.read(folder, _dtype(precision))
-        panels = found.text_encoder, Generator(found.network, found.process), found.decoder
-        return TextToImage(*panels, name=folder.name, sampling=found.sampling, size=found.size).to(device, precision)
+    joined = (_own(model) if (theirs := _diffusers(model)) is None else _foreign(model, theirs, precision)).to(device, precision)
+    for panel in (joined.generator.network, joined.decoder):
+        linear.pack(panel)
+        conv.pack(panel)
+    return joined
+
+
+def _foreign(model: str | Path, theirs: Any, precision: str) -> TextToImage:
+    folder = checkpoint.locate(model)
+    found = theirs.read(folder, _dtype(precision))
+    panels = found.text_encoder, Generator(found.network, found.process), found.decoder
+    return TextToImage(*panels, name=folder.name, sampling=found.sampling, size=found.size)
+
+
+def _own(model: str | Path) -> TextToImage:
     if is_eyes(model):
         raise ValueError(f"{model} are eyes: they look at pictures and draw none; `triptych list` names the models that draw")
     if not checkpoint.has_panel(model, "generator"):
@@ -295,13 +305,10 @@ def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "
     critic = checkpoint.load_panel(model, "guide") if checkpoint.has_panel(model, "guide") else None
     generator = Generator(network, checkpoint.load_process(model), critic)
     name = described.get("name") or checkpoint.locate(model).name
-    joined = TextToImage(
+    return TextToImage(
         text_encoder, generator, decoder, name=name, sampling=described.get("sampling"), size=_size_of(described),
         guide=_guide_of(described),
-    ).to(device, precision)  # fmt: skip
-    linear.pack(network)
-    conv.pack(network)
-    return joined
+    )  # fmt: skip
 
 
 def _diffusers(model: str | Path) -> Any:

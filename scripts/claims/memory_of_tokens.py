@@ -5,7 +5,7 @@
 A DiT of patches of 2 and a U-Net of nearly as many parameters, both untrained, take the same latents, one picture: N tokens are a grid of
 2 sqrt(N) x 2 sqrt(N). The U-Net attends where its map is a quarter as wide, that is over N / 4 positions.
 
-fused         attention as PyTorch computes it here: piece by piece, its matrix of N x N is never there (arXiv 2112.05682, 2205.14135)
+fused         attention as it is computed here: piece by piece, its matrix of N x N is never there (arXiv 2112.05682, 2205.14135)
 written out   the same networks, the matrix in memory: the softmax of a product, which a training step keeps for its way back
 
 forward       without gradients

@@ -102,7 +102,6 @@ def test_from_can_be_changed(run: Callable, model: Path) -> None:
 def test_from_without_the_weights_names_what_is_missing(run: Callable, model: Path, here: Path) -> None:
     import torch
 
-
     run("generate", "a red apple", "--seed", "1", "--model", model, "-o", "old.png")
     record = pictures.read("old.png")
     assert record is not None

@@ -35,6 +35,7 @@ from triptych.generators.unet import Config as UNetConfig  # noqa: E402
 from triptych.generators.unet import UNet  # noqa: E402
 from triptych.interop.diffusers_export import export  # noqa: E402
 from triptych.interop.diffusers_schedulers import NO_PNDM, scheduler_from_diffusers  # noqa: E402
+from triptych.layers.conv import Conv  # noqa: E402
 from triptych.pipeline import Generator, TextToImage, load, load_generator  # noqa: E402
 from triptych.processes.ddpm import DDPM  # noqa: E402
 from triptych.processes.ddpm import Config as DDPMConfig  # noqa: E402
@@ -74,6 +75,10 @@ def same(model: Any, theirs: Tensor, prompts: list[Any], noise: Tensor, **how: A
     bytes_ = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]).float() / 127.5 - 1
     rounded = ((theirs + 1) * 127.5).round() / 127.5 - 1
     assert psnr(bytes_, rounded) >= BYTES
+
+
+def packed(panel: torch.nn.Module) -> bool:
+    return any(isinstance(layer, Conv) and layer.weight.is_mkldnn for layer in panel.modules())
 
 
 def off(ours: Tensor, theirs: Tensor) -> float:
@@ -132,6 +137,8 @@ def test_stable_diffusion_1(case: str, count: int, tmp_path: Path, hand_over: An
         output_type="pt",
     ).images  # fmt: skip
     same(model, 2 * theirs - 1, prompts, noise, negative=against, guidance=guidance, steps=5)
+    if torch.backends.mkldnn.is_available():
+        assert packed(model.generator.network) and packed(model.decoder), "what was loaded is kept as it is read"
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (12, 8)), (3, (8, 8))])

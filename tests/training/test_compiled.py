@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.training import toy
 from tests.training.test_loop import Lines
-from triptych.layers.conv import ResBlock, Up
+from triptych.layers.conv import Enlarge, ResBlock
 
 compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler: sudo apt-get install g++")
 
@@ -20,7 +20,7 @@ compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"
 def test_gradients_pass_through_compiled_enlarging() -> None:
     """In bf16 on a CPU torch 2.13's compiler gives nearest upsampling a gradient of zeros, and all in front of it stands still."""
     torch.manual_seed(0)
-    network, x = nn.Sequential(ResBlock(8, 8, 4), Up(8), ResBlock(8, 4, 4)), torch.randn(2, 8, 8, 8)
+    network, x = nn.Sequential(ResBlock(8, 8, 4), Enlarge(8), ResBlock(8, 4, 4)), torch.randn(2, 8, 8, 8)
     norms = []
     for forward in (network, torch.compile(network, dynamic=False)):
         network.zero_grad()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contracts import Batch, Condition, LatentSpace, Prompt, Rng
-from ..layers.conv import AttentionBlock, Down, ResBlock, Up
+from ..layers.conv import AttentionBlock, Conv, Down, Enlarge, ResBlock, silu
 from ..layers.fingerprint import fingerprint_tensors
 from ..layers.one_phase import OnePhase
 from ..layers.pixels import average_down
@@ -88,17 +88,17 @@ class Encoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         widths, groups = [config.width * m for m in config.multipliers], config.norm_groups
-        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.stem = Conv(3, widths[0], 3, padding=1)
         self.levels = nn.Sequential(*(
             Level(before, width, config.num_res_blocks, groups, Down(width) if i < len(widths) - 1 else nn.Identity())
             for i, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
         ))  # fmt: skip
         self.mid = Mid(widths[-1], groups)
         self.norm = nn.GroupNorm(groups, widths[-1], 1e-6)
-        self.head = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
+        self.head = Conv(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.silu(self.norm(self.mid(self.levels(self.stem(x))))))
+        return self.head(silu(self.norm(self.mid(self.levels(self.stem(x))))))
 
 
 class Decoder(nn.Module):
@@ -107,17 +107,17 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         widths, groups = [config.width * m for m in reversed(config.multipliers)], config.norm_groups
-        self.stem = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
+        self.stem = Conv(config.z_channels, widths[0], 3, padding=1)
         self.mid = Mid(widths[0], groups)
         self.levels = nn.Sequential(*(
-            Level(before, width, config.num_res_blocks + 1, groups, Up(width) if i < len(widths) - 1 else nn.Identity())
+            Level(before, width, config.num_res_blocks + 1, groups, Enlarge(width) if i < len(widths) - 1 else nn.Identity())
             for i, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
         ))  # fmt: skip
         self.norm = nn.GroupNorm(groups, widths[-1], 1e-6)
-        self.head = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.head = Conv(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.head(F.silu(self.norm(self.levels(self.mid(self.stem(z))))))
+        return self.head(silu(self.norm(self.levels(self.mid(self.stem(z))))))
 
 
 class AutoencoderKL(nn.Module):
@@ -140,8 +140,8 @@ class AutoencoderKL(nn.Module):
             raise ValueError(f"image_size {self.image_size} is no multiple of {self.factor} ({len(config.multipliers)} levels)")
         z = config.z_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quant = nn.Conv2d(2 * z, 2 * z, 1) if config.quant_convs else nn.Identity()
-        self.post_quant = nn.Conv2d(z, z, 1) if config.quant_convs else nn.Identity()
+        self.quant = Conv(2 * z, 2 * z, 1) if config.quant_convs else nn.Identity()
+        self.post_quant = Conv(z, z, 1) if config.quant_convs else nn.Identity()
         self._initialise(z)
         self.register_buffer("latent_mean", torch.tensor(_a_channel(config.mean, z)))
         self.register_buffer("latent_std", torch.tensor(_a_channel(config.std, z)))

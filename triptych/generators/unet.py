@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.contracts import Condition, ConditionSpec, LatentSpace
 from triptych.layers.blocks import RMSNorm
-from triptych.layers.conv import Conv, Enlarge, GroupNorm, unpack
+from triptych.layers.conv import Conv, Enlarge, GroupNorm, silu, unpack
 from triptych.layers.linear import Linear
 from triptych.layers.unet import Clock, DownPath, Heard, Level, Plan, TextKeys, TimeBlock, per_level, together
 
@@ -151,7 +150,7 @@ class UNet(nn.Module):
                 x = stage(torch.cat(together(x, skip), dim=1) if self.config.skips else x, heard)
             if level.resize is not None:
                 x = level.resized(x, heard, skips[-1].shape[2:])  # type: ignore[operator]
-        out = self.head(F.silu(self.norm(x))).to(x_t.dtype)
+        out = self.head(silu(self.norm(x))).to(x_t.dtype)
         return together(out, next(iter(cond.ports().values()), out))[0]  # a port may speak that nobody here hears
 
     def _entering(self, x_t: Tensor, cond: Condition) -> Tensor:

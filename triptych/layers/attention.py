@@ -11,13 +11,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.layers.blocks import RMSNorm
-from triptych.layers.linear import Linear
+from triptych.layers.linear import Linear, product
 
 __all__ = ["CrossAttention", "SelfAttention", "attend", "rotate"]
+
+_ONEDNN = torch.backends.mkldnn.is_available()
+_MANY = 1024  # keys from which pieces are faster than torch's fused kernel
+_SCORES = 2**21  # of a piece
+_CORES = 8  # with many more the fused kernel, which gives each core heads of its own, may win: not measured
 
 
 def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the keys whose mask is True; a row without any gives zeros or their mean, never NaN."""
+    if mask_B11K is None and k_BNKd.shape[2] >= _MANY and _alone(q_BNLd, k_BNKd, v_BNKd):
+        return _in_pieces(q_BNLd, k_BNKd, v_BNKd)
     short_bf16 = q_BNLd.dtype == torch.bfloat16 and q_BNLd.device.type == "cpu" and k_BNKd.shape[2] <= 512
     if not short_bf16:
         return F.scaled_dot_product_attention(q_BNLd, k_BNKd, v_BNKd, mask_B11K)
@@ -26,6 +33,35 @@ def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | N
     if mask_B11K is not None:
         scores_BNLK = scores_BNLK.masked_fill(~mask_B11K, torch.finfo(torch.bfloat16).min)
     return scores_BNLK.float().softmax(-1).to(v_BNKd.dtype) @ v_BNKd
+
+
+def _alone(*tensors: Tensor) -> bool:
+    """On a CPU with oneDNN and few cores, of one precision that it multiplies; and nobody asks for gradients, compiles, or has chosen
+    among torch's kernels (`torch.nn.attention.sdpa_kernel`)."""
+    first, chosen = tensors[0], not torch.backends.cuda.flash_sdp_enabled()
+    if not (_ONEDNN and first.is_cpu and first.dtype in (torch.float32, torch.bfloat16)) or torch.compiler.is_compiling() or chosen:
+        return False
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+    return not learns and all(one.dtype is first.dtype for one in tensors) and torch.get_num_threads() <= _CORES
+
+
+def _in_pieces(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor) -> Tensor:
+    """Head by head, as many rows at once as the processor's cache holds scores of: two of oneDNN's products and a softmax.
+
+    Of 2 x 8 heads, 4,096 tokens, 40 wide, on two cores of Zen 5: float32 288 ms by torch's fused kernel, 197 so; bf16 312 and 150.
+    In float32 the same but for the order of rounding. In bf16 scores are rounded too: on unit-normal numbers the result is 0.5 % off, as
+    with few keys, and the fused kernel's 0.2 %.
+    """
+    B, N, L, d = q_BNLd.shape
+    rows, out_BLNd = max(1, _SCORES // k_BNKd.shape[2]), q_BNLd.new_empty(B, L, N, v_BNKd.shape[3])
+    for b in range(B):
+        for n in range(N):
+            k_Kd, v_dK = k_BNKd[b, n].contiguous(), v_BNKd[b, n].t().contiguous()
+            for first in range(0, L, rows):
+                some = slice(first, first + rows)
+                weights_RK = product(q_BNLd[b, n, some] * d**-0.5, k_Kd).softmax(-1)
+                out_BLNd[b, some, n] = product(weights_RK, v_dK)
+    return out_BLNd.transpose(1, 2)
 
 
 def rotate(x_BNLd: Tensor, rope_2Ld: Tensor) -> Tensor:

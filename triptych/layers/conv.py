@@ -18,7 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["AttentionBlock", "Conv", "Down", "Enlarge", "GroupNorm", "ResBlock", "Up", "doubled", "halved", "pack", "unpack"]
+from triptych.layers.attention import attend
+
+__all__ = ["AttentionBlock", "Conv", "Down", "Enlarge", "GroupNorm", "ResBlock", "doubled", "halved", "pack", "silu", "unpack"]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -120,14 +122,14 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int = 32, eps: float = 1e-6) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2 = Conv(out_channels, out_channels, 3, padding=1)
+        self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(silu(self.norm2(h)))
 
 
 class AttentionBlock(nn.Module):
@@ -141,7 +143,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h_BLD = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        heard = F.scaled_dot_product_attention(*(part(h_BLD)[:, None] for part in (self.query, self.key, self.value)))
+        heard = attend(*(part(h_BLD)[:, None] for part in (self.query, self.key, self.value)))
         return x + rearrange(self.out(heard[:, 0]), "b (h w) c -> b c h w", h=x.shape[2])
 
 
@@ -157,16 +159,9 @@ class Down(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
-class Up(nn.Module):
-    """Twice the side: each pixel repeated, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape  # not F.interpolate: compiled for bf16 on a CPU, torch 2.13 gives it a gradient of zeros
-        return self.conv(x[:, :, :, None, :, None].expand(b, c, h, 2, w, 2).reshape(b, c, 2 * h, 2 * w))
+def silu(x: Tensor) -> Tensor:
+    """F.silu of what nobody else holds: in place where no gradient is asked for."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def halved(x: Tensor) -> Tensor:
@@ -175,14 +170,15 @@ def halved(x: Tensor) -> Tensor:
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Every pixel twice in both directions, channels-last. Not F.interpolate: see `Up`."""
+    """Every pixel twice in both directions, channels-last."""  # compiled for bf16 on a CPU, torch 2.13 gives F.interpolate no gradient
     B, C, H, W = x.shape
     x_BHWC = x.permute(0, 2, 3, 1)
     return x_BHWC[:, :, None, :, None].expand(B, H, 2, W, 2, C).reshape(B, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
 
 
 class Enlarge(nn.Module):
-    """`Up`, channels-last and with less work. `size`: (height, width) of the result, twice x's or a pixel less.
+    """Twice the side: each pixel repeated, then a convolution; channels-last. `size`: (height, width) of the result, where it is not
+    twice x's but a pixel less.
 
     A window of 3 x 3 over repeated pixels sees but 2 x 2 different ones: for each of the four places that a result can have beside
     its pixel, a convolution of 2 x 2 whose weights are sums gives the same, with 4 / 9 of the multiplications. Summing pays where
@@ -193,13 +189,15 @@ class Enlarge(nn.Module):
         super().__init__()
         self.conv = Conv(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         C, H, W = x.shape[1:]
+        size = size or (2 * H, 2 * W)
         if H * W < C:
             return self.conv(doubled(x)[:, :, : size[0], : size[1]])
         y = self._four(x).permute(0, 2, 3, 1).unflatten(3, (2, 2, C))
         rows = [torch.stack([y[:, a : a + H, b : b + W, b, a] for b in (0, 1)], dim=3) for a in (0, 1)]
-        return rearrange(torch.stack(rows, dim=2), "b h two w too c -> b c (h two) (w too)")[:, :, : size[0], : size[1]]
+        out = torch.stack(rows, dim=2).flatten(3, 4).flatten(1, 2)  # strides as torch wants them of channels-last also where B = 1
+        return out.permute(0, 3, 1, 2)[:, :, : size[0], : size[1]]
 
     def _four(self, x: Tensor) -> Tensor:
         """The four convolutions of 2 x 2: channels (column, row, out)."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["Linear", "pack"]
+__all__ = ["Linear", "pack", "product"]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
             return _traced(x, weight, bias, gelu)
         else:
             packed = self.packed
-            return _product(x, weight if packed is None else packed.of(weight), bias, gelu)
+            return product(x, weight if packed is None else packed.of(weight), bias, gelu)
         return F.gelu(y, approximate="tanh") if gelu else y
 
 
@@ -63,14 +63,15 @@ class _Packed:
         return None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x [..., I] and weight [O, I] of one precision on a CPU -> [..., O], by oneDNN; no gradients."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
 
 
 @torch.library.custom_op("triptych::linear", mutates_args=())
 def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     """The same as one step of a graph: torch's compiler uses oneDNN's product only for weights that never change."""
-    return _product(x, weight, bias, gelu)
+    return product(x, weight, bias, gelu)
 
 
 @_traced.register_fake

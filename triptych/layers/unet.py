@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.layers.attention import attend
-from triptych.layers.conv import Conv, Down, Enlarge, GroupNorm, doubled, halved
+from triptych.layers.conv import Conv, Down, Enlarge, GroupNorm, doubled, halved, silu
 from triptych.layers.embed import timestep_embedding
 from triptych.layers.linear import Linear
 
@@ -171,7 +171,7 @@ class TimeBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, modulation_BM: Tensor) -> Tensor:
-        h = F.silu(self.norm1(x))
+        h = silu(self.norm1(x))
         if self.resample is not None:
             resampled = halved if self.resample == "down" else doubled
             x, h = resampled(x), resampled(h)
@@ -183,7 +183,7 @@ class TimeBlock(nn.Module):
         else:
             h = self.norm2(h + told)
         x, h = together(self.shortcut(x), h)
-        return x + self.conv2(self.dropout(F.silu(h)))
+        return x + self.conv2(self.dropout(silu(h)))
 
 
 # --- attention ----------------------------------------------------------------------------------------------------------
