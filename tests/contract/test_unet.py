@@ -159,6 +159,24 @@ def test_group_norm_has_the_same_gradient() -> None:
         torch.testing.assert_close(mine, true, rtol=2e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_compiled_group_norm_is_the_same(dtype: torch.dtype, near: float, layout: torch.memory_format) -> None:
+    """Forwards and backwards, of channels far from zero too; torch's own is asked where nothing is compiled."""
+    norm = GroupNorm(4, 12, eps=1e-5).to(torch.promote_types(dtype, torch.float32))
+    x = torch.randn(3, 12, 6, 10) + 3 * torch.randn(12, 1, 1)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    weight, found = torch.randn_like(x).to(dtype), []
+    for one in (torch.compile(norm, backend="aot_eager", fullgraph=True), lambda x: F.group_norm(x, 4, *norm.parameters(), 1e-5)):
+        given = x.to(dtype).contiguous(memory_format=layout).requires_grad_()
+        y = one(given)
+        found.append((y, *torch.autograd.grad((y * weight).sum(), (given, norm.weight, norm.bias))))
+    for mine, true in zip(*found, strict=True):
+        assert mine.dtype is true.dtype
+        torch.testing.assert_close(mine, true, rtol=near, atol=near * float(true.detach().abs().max()))
+
+
 def test_times_are_told_as_published() -> None:
     clock = torch.tensor([0.0, 1.0, 999.0])
     openai, ddpm = (Clock(8, 4, dialect, [1])._sines(clock) for dialect in ("openai", "ddpm"))

@@ -221,16 +221,73 @@ def _summed(weight: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm, with a gradient that is as fast for few channels in bf16 on a CPU as it is for channels that lie apart.
+    """nn.GroupNorm, faster on a CPU where channels are few and lie together.
 
-    There torch 2.13 takes five times as long where channels lie together (64 x 16 x 32 x 32: 10.9 ms against 2.5 with two copies).
+    With a gradient in bf16 torch 2.13 takes five times as long there as where they lie apart (64 x 16 x 32 x 32: 10.9 ms against 2.5 with
+    two copies). Compiled it goes group by group, two lanes of sixteen at work where a group is two channels: see `_ByChannel`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        slow = x.dtype is torch.bfloat16 and x.is_cpu and x.shape[1] <= 64 and not torch.compiler.is_compiling()
+        if torch.compiler.is_compiling():
+            if x.is_cpu and x.ndim == 4 and x.shape[1] <= 256:  # as fast as torch's there, faster below
+                return _ByChannel.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+            return super().forward(x)
+        slow = x.dtype is torch.bfloat16 and x.is_cpu and x.shape[1] <= 64
         if slow and torch.is_grad_enabled() and x.is_contiguous(memory_format=torch.channels_last):
             return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
+
+
+class _ByChannel(torch.autograd.Function):
+    """Group norm by sums over positions alone, which torch's compiler makes of all channels at once. A training step of the recipe `ddpm`
+    (bf16, 64 pictures, one core of Zen 5) takes 125 ms with it, 157 without.
+
+        y = s x + t,         s = w r,  t = b - m s;        m, r: mean and 1 / deviation of a channel's group
+        dx = s dy + p x + q, p = (<w a> m - <w g>) r^3,    q = -p m - <w a> r
+
+    a, g: sums over positions of dy and dy x; <.>: the mean over a group's numbers, handed to each of its channels by M_CC.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        x_BLC = _together(x)
+        M_CC = _means(groups, x_BLC)
+        m_BC = x_BLC.sum(1) @ M_CC
+        var_BC = (x_BLC.square().sum(1) @ M_CC - m_BC.square()).clamp(min=0)
+        r_BC = (var_BC + eps).rsqrt()
+        s_BC = r_BC * weight
+        t_BC = bias - m_BC * s_BC
+        ctx.save_for_backward(x, weight, m_BC, r_BC)
+        ctx.groups = groups
+        return _apart(x_BLC * s_BC[:, None] + t_BC[:, None], x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, m_BC, r_BC = ctx.saved_tensors
+        x_BLC, dy_BLC = _together(x), _together(grad)
+        M_CC = _means(ctx.groups, x_BLC)
+        a_BC, g_BC = dy_BLC.sum(1), (dy_BLC * x_BLC).sum(1)
+        wa_BC, wg_BC = (a_BC * weight) @ M_CC, (g_BC * weight) @ M_CC
+        p_BC = (wa_BC * m_BC - wg_BC) * r_BC**3
+        q_BC = -p_BC * m_BC - wa_BC * r_BC
+        dx_BLC = dy_BLC * (weight * r_BC)[:, None] + x_BLC * p_BC[:, None] + q_BC[:, None]
+        return _apart(dx_BLC, x), ((g_BC - a_BC * m_BC) * r_BC).sum(0).to(weight.dtype), a_BC.sum(0).to(weight.dtype), None, None
+
+
+def _together(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H W, C], float32 at least."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _apart(x_BLC: Tensor, like: Tensor) -> Tensor:
+    return x_BLC.to(like.dtype).unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _means(groups: int, x_BLC: Tensor) -> Tensor:
+    """[C, C]: sums of channels to the means of their groups."""
+    per = x_BLC.shape[2] // groups
+    group_C = torch.arange(x_BLC.shape[2]) // per
+    return (group_C[:, None] == group_C).to(x_BLC.dtype) / (per * x_BLC.shape[1])
 
 
 class _GroupNorm(torch.autograd.Function):
