@@ -1,12 +1,12 @@
 """Claim 42: does the text encoder's size matter, and the generator's hardly? 3 text encoders x 3 U-Nets, guidance 1 to 8.
 
-    python scripts/claims/encoder_or_generator.py [--steps 2500] [--words 600] [--n 300] [--draw 20] [--guidances 1 2 4 8] [--quick]
+    python scripts/claims/encoder_or_generator.py [--steps 2500] [--words 600] [--n 300] [--draw 25] [--guidances 1 2 4 8] [--quick]
                                                                                               (2 hours of one core, 100 minutes training)
 
 text encoders   T5's, two layers 56, 112 and 224 wide (75 k, 0.3 M and 1.2 M parameters beside the table of words), each taught --words
                 steps of span corruption on texts alone, then frozen
 generators      the U-Net of the recipe `pixel-text`, 8, 16 and 24 wide, on scenes of 32 x 32: pixels, classifier-free guidance
-equal           the texts, steps, batches, pictures and learning rates of all; prompts, seeds and DDIM steps of all pictures. Minutes and
+equal           the texts, steps, batches, pictures and learning rates of all; prompts, seeds and steps of all pictures. Minutes and
                 what a step computes are not: that is what a size is. The nine U-Nets' own layers that hear words grow with T5's width
 
 curve           of an arm: FD against CLIP score (the eyes'), by guidance, as in figure 4 of Imagen (arXiv 2205.11487)
@@ -147,7 +147,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
         arm = chains.taught(f"t5-{ENCODERS[encoder]}-to-{width}", words.listening(encoders[encoder], width), args, report)
         told, of = {}, seen.setdefault((encoder, width), {})
         for guidance in args.guidances:
-            how = {"sampler": "ddim", "steps": args.draw, "guidance": guidance, "threshold": "dynamic"}
+            how = {"sampler": "ddpm", "steps": args.draw, "guidance": guidance, "threshold": "static"}
             pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, **how)
             features_ND, score_N = sight.features(pictures), scores(sight, pictures, prompts)
             of[guidance] = one = Seen(features_ND, score_N, words.right(detector, pictures, prompts))
@@ -211,14 +211,14 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
         "en": Row(
             "003", "the text encoder's size matters, the generator's hardly", evidence.shown_by(NAME, "en"),
             f"by FD against CLIP score: {heads[0][0]}; by objects: {heads[1][0]}; {before[0]}; U-Nets {took[0]} (as many real ones: "
-            f"{floor}; read exactly: {ceiling}); guidance {guided}, DDIM in {report['draw']} steps. Largest less smallest, area between "
-            f"the curves and objects: {both('text encoder', 'generator')}; text encoders grow {factors[0]} times, U-Nets {factors[1]} "
-            f"times. Parameters of text encoder (without its words) and U-Net, FD at the best guidance and objects there: {listed('; ')}",
+            f"{floor}; read exactly: {ceiling}); guidance {guided}, the chain in {report['draw']} steps. Largest less smallest, area "
+            f"between the curves and objects: {both('text encoder', 'generator')}; encoders grow {factors[0]} times, U-Nets {factors[1]} "
+            f"times. Parameters of text encoder (without its words) and U-Net, FD at the best guidance and objects: {listed('; ')}",
         ),
         "zh": Row(
             "003", "文本编码器的大小重要，生成器的大小几乎不重要", evidence.shown_by(NAME, "zh"),
             f"按 FD 对 CLIP 分数的曲线：{heads[0][1]}；按物体：{heads[1][1]}。{before[1]}；U-Net {took[1]}（同样多的真实图：{floor}；读对："
-            f"{ceiling}）；引导 {guided}，DDIM {report['draw']} 步。最大减最小，曲线间的面积与物体全对率："
+            f"{ceiling}）；引导 {guided}，链 {report['draw']} 步。最大减最小，曲线间的面积与物体全对率："
             f"{both('文本编码器', '生成器')}；文本编码器大了 {factors[0]} 倍，U-Net {factors[1]} 倍。"
             f"文本编码器（不计词表）与 U-Net 的参数、最佳引导下的 FD 与物体全对率：{listed('；')}",
         ),
@@ -231,7 +231,7 @@ def thousands(n: int) -> str:
 
 if __name__ == "__main__":
     chains.run(
-        NAME, __doc__, measure, row, detector=True, n=300, draw=(20, 2, "steps of DDIM"),
+        NAME, __doc__, measure, row, detector=True, n=300, draw=(25, 2, "steps of the chain"),
         words=(600, 2, f"steps of {words.CAPTIONS} texts that each text encoder learns before"),
         guidances=(GUIDANCES, (1.0, 4.0), "how strongly words pull, each a point of the curves"),
         resamples=(200, 5, "of the bootstrap"),

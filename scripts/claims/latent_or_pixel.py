@@ -6,9 +6,9 @@ pixel     the recipe `pixel-text` on scenes of 64 x 64: levels of 64, 32 and 16,
 latent    the same on the 16 x 16 x 4 latents of the embedded `kl`: levels of 16 and 8, attention at both, so that it has nearly as many
           parameters as the other; all of a batch is encoded anew at each step, for scenes do not return
 
-Process, learning rate, batch, words (the embedded `emoji`, frozen), dropout of them, guidance and DDIM steps are equal; what differs is
-the space. Each is taught once for each of --minutes, with a schedule of its own, by as many steps as fit into them: time of the processor,
-measured first on a few steps of each and then kept (minutes.json among the runs); compiling does not count. --steps is not used.
+Process, learning rate, batch, words (the embedded `emoji`, frozen), dropout of them, guidance and steps of the chain are equal; what
+differs is the space. Each is taught once for each of --minutes, with a schedule of its own, by as many steps as fit into them: time of the
+processor, measured first on a few steps of each and then kept (minutes.json among the runs); compiling does not count. --steps is not used.
 
 FD, exact    of pictures drawn for the same prompts from the same seeds; exact: the detector reads what was asked, and nothing else
 reached      the least minutes in which the latent system's FD is not told to be above that of the pixel system after all its minutes
@@ -17,7 +17,7 @@ seconds      a picture: of drawing, decoding included
 
 "As good": after the most minutes neither FD nor exact is told to be worse. "Cheaper": reached in fewer minutes, memory and seconds less.
 The autoencoder's own training is in none of these, it is told beside (once, for all systems that draw in its space); its pictures of real
-ones are the latent system's floor. Guesses of pixels are held to their range (dynamic threshold), those of latents are not.
+ones are the latent system's floor. Guesses of pixels are held to their range (static threshold), those of latents are not.
 
 Intervals are over drawn pictures (FD: bootstrap; exact: Wilson), of one training each; memory and seconds have none. What is true at
 64 x 64, where pixels are only 12 times as many numbers as latents, says little of 512 x 512. Writes latent_or_pixel.json.
@@ -51,7 +51,7 @@ from triptych.training import train
 NAME = Path(__file__).stem
 SPEC = Data(sources=SCENES, size=64)
 GUIDANCE = 3.0
-THRESHOLDS = {"pixel": "dynamic", "latent": "none"}
+THRESHOLDS = {"pixel": "static", "latent": "none"}
 MINUTES = (2.0, 6.0, 12.0)
 SAID = {"FD": "FD ", "objects": "物体"}
 
@@ -141,7 +141,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
         for allowed, count in steps.items():
             arm = chains.taught(f"{name}-64", arms[name], Namespace(**{**vars(args), "steps": count}), report)
             report["arms"][f"{name}, {allowed:g}"] = report["arms"].pop(f"{name}-64")
-            how = {"sampler": "ddim", "steps": args.draw, "guidance": GUIDANCE, "threshold": THRESHOLDS[name]}
+            how = {"sampler": "ddpm", "steps": args.draw, "guidance": GUIDANCE, "threshold": THRESHOLDS[name]}
             pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, **how)
             system["minutes"][f"{allowed:g}"] = one = {
                 "FD": ruler(pictures), "exact": chains.exact(detector, pictures, prompts), "seconds": seconds, "steps": count,
@@ -220,7 +220,7 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     return {
         "en": Row(
             "000, 002, 004", "diffusion on latents is cheaper than on pixels, and as good", evidence.shown_by(NAME, "en"),
-            f"as good in {most} minutes: {good[0]}; cheaper: {costs[0]}. Scenes of 64 x 64, guidance {GUIDANCE:g}, DDIM in {draw} steps, "
+            f"as good in {most} minutes: {good[0]}; cheaper: {costs[0]}. Scenes of 64 x 64, guidance {GUIDANCE:g}, chain of {draw} steps, "
             f"one seed. Minutes of one core, FD of {n} drawn scenes from {references} real ones, read exactly (as many real ones: {real}; "
             f"as the autoencoder gives them back: {back}). Latent: {listed(latent, 0, '; ')}. Pixel: {listed(pixel, 0, '; ')}. The latent "
             f"system's FD is not above the pixel one's last {since[0]}. Latent / pixel: memory of a training step {compared['memory']}, "
@@ -229,7 +229,7 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
         ),
         "zh": Row(
             "000、002、004", "潜空间扩散比像素扩散便宜，而且一样好", evidence.shown_by(NAME, "zh"),
-            f"{most} 分钟后一样好：{good[1]}；更便宜：{costs[1]}。64 x 64 的场景，引导 {GUIDANCE:g}，DDIM {draw} 步，一个种子。"
+            f"{most} 分钟后一样好：{good[1]}；更便宜：{costs[1]}。64 x 64 的场景，引导 {GUIDANCE:g}，链 {draw} 步，一个种子。"
             f"单核分钟、由 {n} 张生成图与 {references} 张真实图算得的 FD、读对的比例（同样多的真实图：{real}；自编码器还原的：{back}）。"
             f"潜空间：{listed(latent, 1, '；')}。像素：{listed(pixel, 1, '；')}。潜空间的 FD {since[1]}高于像素最后的 FD。"
             f"潜空间 / 像素：训练一步的内存 {compared['memory']}，每步 {compared['flop']}，每张图 {compared['seconds']}，"
@@ -240,6 +240,6 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
 
 if __name__ == "__main__":
     chains.run(
-        NAME, __doc__, measure, row, detector=True, n=300, draw=(25, 2, "steps of DDIM"),
+        NAME, __doc__, measure, row, detector=True, n=300, draw=(25, 2, "steps of the chain"),
         minutes=(MINUTES, (0.002, 0.004), "of one core, each a training of either system; the last says who is as good"),
     )  # fmt: skip

@@ -67,4 +67,4 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
 
 
 if __name__ == "__main__":
-    chains.run(NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of DDIM"))
+    chains.run(NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of the chain"))

@@ -18,7 +18,7 @@ FD       of the same pictures, from other real ones of such compositions
 more     T5's exact less each other's, over the same prompts and seeds
 
 The claim holds where T5 is above joint T5 and above CLIP. "Caption-taught" is both, for the survey says no more; BERT and GPT say whether
-it is T5's matter. Text encoders and texts are small: what the web's texts would teach is NOT measured. Guidance 3, DDIM. Intervals are
+it is T5's matter. Text encoders and texts are small: what the web's texts would teach is NOT measured. Guidance 3, the chain. Intervals are
 over drawn pictures (exact: Wilson; FD and more: bootstrap), of one training. Needs Debian's emoji font and CLDR.
 Writes who_taught_the_words.json.
 """
@@ -76,7 +76,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     right: dict[str, np.ndarray] = {}
     for name, (called, recipe) in arms(args, report).items():
         arm = chains.taught(called, recipe, args, report)
-        how = {"sampler": "ddim", "steps": args.draw, "guidance": GUIDANCE, "threshold": "dynamic"}
+        how = {"sampler": "ddpm", "steps": args.draw, "guidance": GUIDANCE, "threshold": "static"}
         pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, **how)
         right[name] = words.right(detector, pictures, prompts)
         told = {"FD": ruler(pictures), "exact": words.share(right[name]), "seconds": seconds, "minutes": arm.told["minutes"]}
@@ -129,14 +129,14 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     return {
         "en": Row(
             "001", "a frozen text encoder taught by texts beats one taught by captions", evidence.shown_by(NAME, "en"),
-            f"by objects: {by_objects[0]}; by FD: {by_distance[0]}. Compositions never shown, guidance {GUIDANCE:g}, DDIM in "
+            f"by objects: {by_objects[0]}; by FD: {by_distance[0]}. Compositions never shown, guidance {GUIDANCE:g}, the chain in "
             f"{report['draw']} steps; {before[0]}; U-Nets {took[0]} (as many real ones: {floor}; read exactly: {ceiling}). Exact, FD "
             f"(parameters of the text encoder without its words): {listed(0, '; ')}. T5's exact less the "
             f"others': {beyond(', ')}",
         ),
         "zh": Row(
             "001", "由文本教出并冻结的文本编码器胜过由图注教出的", evidence.shown_by(NAME, "zh"),
-            f"按物体：{by_objects[1]}；按 FD：{by_distance[1]}。从未展示的组合，引导 {GUIDANCE:g}，DDIM {report['draw']} 步；{before[1]}；"
+            f"按物体：{by_objects[1]}；按 FD：{by_distance[1]}。从未展示的组合，引导 {GUIDANCE:g}，链 {report['draw']} 步；{before[1]}；"
             f"U-Net {took[1]}（同样多的真实图：{floor}；读对：{ceiling}）。全对率、FD（文本编码器不计词表的参数）："
             f"{listed(1, '；')}。T5 的全对率减去：{beyond('、')}",
         ),
@@ -145,7 +145,7 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
 
 if __name__ == "__main__":
     chains.run(
-        NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of DDIM"),
+        NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of the chain"),
         words=(600, 2, f"steps of {words.CAPTIONS} texts that each text encoder learns before"),
         clip=(None, None, "an embedded name or a folder with a CLIP's text tower; default: one of the others' size, taught here"),
     )  # fmt: skip

@@ -5,10 +5,11 @@
 silent    no words, no attention: what is right by luck, the floor        summary   the pooled text added to the time, no attention
 self      the same, and positions ask positions                           words     and they ask the words too, as more keys (GLIDE)
 
-Each way adds one thing to the one before it. "No attention" means none in the middle either. All else is the recipe `pixel-text`, on
-scenes alone: panel 1 is the embedded `emoji`, frozen; a tenth of the texts are dropped; drawn by DDIM with guidance 3, but for the silent
-one. `words` is that recipe's network. What the others lack in parameters they are given as width (18 for 16, norms of 6 groups for 8) and
-as a wider code of the time: they have 0 to 4 % more. Width costs more time than attention on 8 x 8 positions does: minutes stand beside.
+Each way adds one thing to the one before it. "No attention" means none in the middle either. All else is the recipe `pixel-text`, on scenes
+alone: panel 1 is the embedded `emoji`, frozen; a tenth of the texts are dropped; drawn by the strided chain with guidance 3, but for the
+silent one. `words` is that recipe's network. What the others lack in parameters they are given as width (18 for 16, norms of 6 groups for
+8) and as a wider code of the time: they have 0 to 4 % more. Width costs more time than attention on 8 x 8 positions does: minutes stand
+beside.
 
 exact     compositions that no training showed: how often the detector reads what was asked, with its colours and places, and nothing else
 things    shape and colour alone: of all things that were asked for or seen, how many are both; it says more where whole scenes are rare
@@ -73,7 +74,7 @@ def compare(ways: Sequence[str], args: Any, report: dict[str, Any], detector: An
     for way in ways:
         arm = chains.taught(f"text-{way}", heard(way), args, report)
         guidance = 1.0 if way == "silent" else 3.0
-        how: dict[str, Any] = {"sampler": "ddim", "steps": args.draw, "guidance": guidance, "threshold": "dynamic"}
+        how: dict[str, Any] = {"sampler": "ddpm", "steps": args.draw, "guidance": guidance, "threshold": "static"}
         pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, **how)
         found["ways"][way] = one = {**asked.judged(detector, pictures, prompts), "seconds": seconds, "guidance": guidance}
         print(f"{way}: exact {percent(one['exact'])}, things {percent(one['things'])}, {arm.told['minutes']:.1f} minutes", flush=True)
@@ -119,8 +120,8 @@ def told(report: Mapping[str, Any]) -> tuple[str, str]:
     steps, batch, n = (f"{report[key]:,}" for key in ("steps", "batch", "n"))
     return (
         f"{steps} steps of {batch} pictures each, one seed, parameters within 4 % of one another; {n} held-out compositions in English and "
-        f"Chinese, DDIM in {report['draw']} steps, guidance 3",
-        f"每种训练 {steps} 步、每步 {batch} 张图，一个种子，参数量相差不超过 4 %；{n} 个中英文留出组合，DDIM {report['draw']} 步，引导 3",
+        f"Chinese, the chain in {report['draw']} steps, guidance 3",
+        f"每种训练 {steps} 步、每步 {batch} 张图，一个种子，参数量相差不超过 4 %；{n} 个中英文留出组合，链 {report['draw']} 步，引导 3",
     )
 
 
@@ -144,4 +145,4 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
 
 
 if __name__ == "__main__":
-    chains.run(NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of DDIM"))
+    chains.run(NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of the chain"))

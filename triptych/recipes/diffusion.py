@@ -140,16 +140,19 @@ def adm_clip() -> Recipe:
     """ADM without a class, and a CLIP for a guide: words are heard by the guide alone (arXiv 2112.10741, section 2.4)."""
     return _system(
         "adm-clip", Family(name="ddpm", size="improved"), unet=ADM,
-        guide=Guide(scale=30.0, eyes="triptych-eyes-v1"), sampling={"sampler": "ddim", "steps": 50, "threshold": "static"},
+        guide=Guide(scale=30.0, eyes="triptych-eyes-v1"), sampling={"sampler": "ddpm", "steps": 50, "threshold": "static"},
     )  # fmt: skip
 
 
 def pixel_text() -> Recipe:
-    """Text to pixels with classifier-free guidance (arXiv 2112.10741, 2207.12598): GLIDE's two ways in, for words and for their summary."""
+    """Text to pixels with classifier-free guidance (arXiv 2112.10741, 2207.12598): GLIDE's two ways in, for words and for their summary.
+
+    Drawn by the chain, with a static threshold: a dynamic one greys pictures that are mostly white.
+    """
     return _system(
         "pixel-text", Family(name="ddpm", size="improved", config={"loss": "simple", "variance": "fixed_small"}),
         neighbours={**WORDS, **PIXELS}, data=Data(sources=PAIRS, size=32), dropout=0.1, preview_prompts=SAID,
-        sampling={"sampler": "ddim", "steps": 50, "guidance": 3.0, "threshold": "dynamic"},
+        sampling={"sampler": "ddpm", "steps": 50, "guidance": 3.0, "threshold": "static"},
     )  # fmt: skip
 
 
