@@ -3,6 +3,8 @@
     python scripts/sd15_full_size.py                     512 x 512 in 4 steps, bf16: 4.3 GB of disk, 4 GB of memory, minutes
     python scripts/sd15_full_size.py --quick             the same with an eighth of the widths and 64 x 64, in seconds
 
+    python scripts/sd15_full_size.py --out docs/results/sd15_full_size.json          its figures, kept
+
 A folder as diffusers saves it is written into a temporary place, by a process of its own. Then ours and diffusers each load it and draw,
 in a fresh process each, of which the peak of resident memory is read: after its imports, after loading, and at the end.
 """
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--folder", type=Path, help="keep the folder here, and use it again")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON here too")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part == "write":
@@ -152,7 +155,11 @@ def main() -> None:
             print(f"{who:12}{m['import_s']:10.2f}{m['load_s']:10.2f}{m['draw_s']:10.2f}{m['imported_mb']:13.0f}{m['loaded_mb']:12.0f}"
                   f"{m['peak_mb']:10.0f}  {m['width']} x {m['height']}")  # fmt: skip
         ours, theirs = found["ours"], found["theirs"]
-        print(f"peak, ours by theirs: {ours['peak_mb'] / theirs['peak_mb']:.2f}; load: {ours['load_s'] / theirs['load_s']:.2f}")
+        ratios = {one: ours[one] / theirs[one] for one in ("peak_mb", "load_s", "draw_s")}
+        print("ours by theirs: " + ", ".join(f"{one} {ratio:.2f}" for one, ratio in ratios.items()))
+        if given.out:
+            kept = {name: getattr(given, name) for name in ("precision", "steps", "guidance", "quick")}
+            given.out.write_text(json.dumps({**kept, "weights_mb": weights, **found, "ours_by_theirs": ratios}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
