@@ -80,6 +80,9 @@ def test_words_are_enough_for_those_who_read_words(model: Path) -> None:
 def test_nobody_listens() -> None:
     prompt, line = one("nothing", "a red circle")
     assert prompt.text == "a red circle" and line == "unconditional: hears no words"
+    led = drawer("nothing")
+    led.guide = {"eyes": "triptych-eyes-v1", "scale": 30.0}
+    assert asked(led, ["a red circle"], [0])[1] == ["unconditional: its guide alone hears the words"]
 
 
 def test_a_class_from_words() -> None:

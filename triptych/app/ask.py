@@ -122,7 +122,7 @@ def asked(
 
 def _asked(model: TextToImage, heard: frozenset[str], prompt: Prompt, seed: int, given: Given) -> tuple[Prompt, str]:
     if not heard:
-        return prompt, "unconditional: hears no words"
+        return prompt, "unconditional: " + ("its guide alone hears the words" if model.guide.get("eyes") else "hears no words")
     encoder, notes = model.text_encoder, []
     if "label" in heard and prompt.label is None:
         label = _label(encoder, given.label, prompt, seed)

@@ -32,7 +32,7 @@ SAID = (
 )  # fmt: skip
 SLIM = {"width": 12, "head_width": 12, "norm_groups": 6}  # all of these together are to fit into 8 MB
 ADM = SLIM | {"form": "scale_shift", "resize": "resnet", "attention": (1, 2), "learn_sigma": True, "text": "none"}
-STEADY = Family(name="ddpm", size="ddpm", config={"target": "v"})  # of eps colours drift (looked at; arXiv 2210.02303, section 2.4)
+STEADY = Family(name="ddpm", size="ddpm", config={"target": "v"})  # of eps colours drift (looked at; so Imagen Video, arXiv 2210.02303)
 
 
 def _system(name: str, process: Family, *, unet: dict[str, Any] | None = None, size: str = "scenes", **changes: Any) -> Recipe:
