@@ -281,8 +281,9 @@ def load_generator(model: str | Path, *, device: str = "cpu", precision: str = "
     """Three panels, joined. Raises ValueError as `load` does, and for eyes. A foreign folder's weights are in `precision` themselves."""
     joined = (_own(model) if (theirs := _diffusers(model)) is None else _foreign(model, theirs, precision)).to(device, precision)
     for panel in (joined.generator.network, joined.decoder):
-        linear.pack(panel)
-        conv.pack(panel)
+        if isinstance(panel, nn.Module):
+            linear.pack(panel)
+            conv.pack(panel)
     return joined
 
 

@@ -148,12 +148,13 @@ def adm_clip() -> Recipe:
 def pixel_text() -> Recipe:
     """Text to pixels with classifier-free guidance (arXiv 2112.10741, 2207.12598): GLIDE's two ways in, for words and for their summary.
 
-    Drawn by the chain, with a static threshold: a dynamic one greys pictures that are mostly white.
+    Drawn by the chain, with a static threshold, for a dynamic one greys pictures that are mostly white; and not from t = 1, where
+    a guess of eps says next to nothing of x0: N = 100, seed 0, FD 90 [83, 97], from t = 1 119 [113, 125].
     """
     return _system(
         "pixel-text", Family(name="ddpm", size="improved", config={"loss": "simple", "variance": "fixed_small"}),
         neighbours={**WORDS, **PIXELS}, data=Data(sources=PAIRS, size=32), dropout=0.1, preview_prompts=SAID,
-        sampling={"sampler": "ddpm", "steps": 50, "guidance": 3.0, "threshold": "static"},
+        sampling={"sampler": "ddpm", "steps": 50, "guidance": 3.0, "threshold": "static", "spacing": "leading"},
     )  # fmt: skip
 
 
