@@ -87,8 +87,8 @@ def test_rightness_of_each_picture_is_that_of_the_claims() -> None:
     detector = triptych.load(DETECTOR)
     pictures, prompts = chains.real_pictures(SHAPES, 6, 0)
     pictures[3:] = 1.0  # white: nothing that was asked
-    right = words.right(detector, pictures, prompts)
-    assert right.tolist()[3:] == [0, 0, 0] and right.sum() > 0 and words.share(right) == chains.exact(detector, pictures, prompts)
+    right = chains.right(detector, pictures, prompts)
+    assert right.tolist()[3:] == [0, 0, 0] and right.sum() > 0 and chains.share(right) == chains.exact(detector, pictures, prompts)
 
 
 # --- curves -------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import numpy as np
 from torch import Tensor
 
 from scripts.claims import chains, evidence
-from triptych import catalog
 from triptych.contracts import Prompt
 from triptych.judges.objects import Seen
 from triptych.recipe import Data
@@ -33,7 +32,7 @@ def held_out(spec: Data, n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
 
 def read(detector: Any, images_NCHW: Tensor) -> list[list[Seen]]:
     """What the detector sees in each picture, as the judge of objects reads it."""
-    return catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names()).read(images_NCHW)
+    return chains.reader(detector).read(images_NCHW)
 
 
 def alike(seen: Sequence[Seen], prompt: Prompt) -> float:

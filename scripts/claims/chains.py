@@ -35,12 +35,14 @@ from triptych import catalog, checkpoint, data
 from triptych.contracts import Prompt
 from triptych.data.index import as_images
 from triptych.judges import distribution
+from triptych.judges.nearest import wilson
 from triptych.pipeline import Generator, TextToImage
 from triptych.recipe import Data, Recipe
 from triptych.training import train
 
 __all__ = [
-    "AHEAD", "Arm", "Ruler", "apart", "changed", "drawn", "drawn_by", "exact", "listed", "real_pictures", "run", "swept", "taught", "told",
+    "AHEAD", "Arm", "Ruler", "apart", "changed", "costs", "drawn", "drawn_by", "exact", "learnt", "listed", "reader", "real_pictures",
+    "right", "run", "share", "swept", "taught", "told",
 ]  # fmt: skip
 
 RUNS = "out/claims-runs/diffusion"  # from ROOT
@@ -111,29 +113,40 @@ def changed(recipe: Recipe, *, process: Mapping[str, Any] | None = None, unet: M
     )  # fmt: skip
 
 
-def taught(name: str, recipe: Recipe, args: Any, report: dict[str, Any] | None = None) -> Arm:
-    """Train it, or what is left to train of it; the report's `arms` are told of it."""
+def learnt(name: str, recipe: Recipe, args: Any, steps: int, **few: Any) -> tuple[Path, Path, float]:
+    """Train it for so many steps, or what is left of them: its model, its run's folder, its held-out loss. few: settings with --quick."""
     recipe = replace(
-        recipe, name=name, steps=args.steps, seed=args.seed, validate_every=args.steps, preview_every=args.steps, preview_prompts=(),
-        save_every=min(250, args.steps), keep=1,
+        recipe, name=name, steps=steps, seed=args.seed, validate_every=steps, preview_every=steps, preview_prompts=(),
+        save_every=min(250, steps), keep=1,
     )  # fmt: skip
     quick: dict[str, Any] = {}
     if args.quick:
-        recipe, quick = replace(recipe, batch=8, compile=False), {"data": data.build(recipe.data)}  # and no held-out loss
-    folder = args.runs / f"{name}-{args.steps}-{args.seed}"
+        recipe = replace(recipe, batch=8, compile=False, **few)
+        quick = {"data": data.build(recipe.data)}  # and no held-out loss
+    folder = args.runs / f"{name}-{steps}-{args.seed}"
     print(f"{name}: {folder}", file=sys.stderr, flush=True)
     result = train(recipe, out=folder, resume=True, **quick)
     if result.exit_code:  # somebody stopped it: the same command goes on
         sys.exit(result.exit_code)
     assert result.model is not None
-    model = triptych.load(result.model)
-    card = model.generator.network.card
-    known = {
+    return result.model, folder, result.validation
+
+
+def costs(card: Mapping[str, Any], held_out: Any) -> dict[str, Any]:
+    """What a report says of a panel that learnt: minutes, pictures (or texts) it saw, parameters, fingerprint, held-out loss."""
+    return {
         "minutes": 60 * card["hours"], "pictures": card["examples"], "parameters": card["parameters"], "fingerprint": card["fingerprint"],
-        "held_out": result.validation,
+        "held_out": held_out,
     }  # fmt: skip
+
+
+def taught(name: str, recipe: Recipe, args: Any, report: dict[str, Any] | None = None) -> Arm:
+    """Train it for args.steps; the report's `arms` are told of it."""
+    place, folder, held_out = learnt(name, recipe, args, args.steps)
+    model = triptych.load(place)
+    known = costs(model.generator.network.card, held_out)
     if report is not None:
-        report["batch"] = recipe.batch
+        report["batch"] = 8 if args.quick else recipe.batch
         report["arms"][name] = known
     return Arm(model, folder, known)
 
@@ -191,13 +204,28 @@ def swept(
     return found
 
 
-def exact(detector: Any, pictures_NCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """value, low, high (Wilson): how often the detector reads what was asked, with its colours and places, and nothing else."""
-    judge = catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
+def reader(detector: Any) -> Any:
+    """The judge of objects, that sees by the detector."""
+    return catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
+
+
+def right(detector: Any, pictures_NCHW: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
+    """1 where the detector reads what was asked, with its colours and places, and nothing else; 0 elsewhere: float64 [N]."""
+    judge = reader(detector)
     for first in range(0, len(prompts), PIECE):
         judge.add(pictures_NCHW[first : first + PIECE], prompts[first : first + PIECE])
-    result = judge.result()
-    return {"value": result["exact"], "low": result["exact_low"], "high": result["exact_high"]}
+    return np.array(judge.each()["exact"])
+
+
+def share(right_N: np.ndarray) -> dict[str, float]:
+    """value, low, high (Wilson)."""
+    low, high = wilson(int(right_N.sum()), len(right_N))
+    return {"value": float(right_N.mean()), "low": low, "high": high}
+
+
+def exact(detector: Any, pictures_NCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """How often it is `right`: value, low, high."""
+    return share(right(detector, pictures_NCHW, prompts))
 
 
 def real_pictures(spec: Data, n: int, seed: int, split: data.Split = "train") -> tuple[Tensor, list[Prompt]]:

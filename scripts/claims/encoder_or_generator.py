@@ -138,7 +138,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     ruler = chains.Ruler(eyes, spec, args)
     real_NCHW, prompts = chains.real_pictures(spec, args.n, args.seed + 2 * chains.AHEAD)
     found: dict[str, Any] = {
-        "floor": ruler.floor, "ceiling": words.share(words.right(detector, real_NCHW, prompts)),
+        "floor": ruler.floor, "ceiling": chains.share(chains.right(detector, real_NCHW, prompts)),
         "score of real pictures": float(scores(sight, real_NCHW, prompts).mean()), "arms": {},
     }  # fmt: skip
     encoders = {name: words.taught(f"t5-{width}", words.t5(width), args, report) for name, width in ENCODERS.items()}
@@ -150,9 +150,9 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
             how = {"sampler": "ddpm", "steps": args.draw, "guidance": guidance, "threshold": "static"}
             pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, **how)
             features_ND, score_N = sight.features(pictures), scores(sight, pictures, prompts)
-            of[guidance] = one = Seen(features_ND, score_N, words.right(detector, pictures, prompts))
+            of[guidance] = one = Seen(features_ND, score_N, chains.right(detector, pictures, prompts))
             told[f"{guidance:g}"] = {
-                "FD": ruler(pictures), "score": float(score_N.mean()), "exact": words.share(one.right_N), "seconds": seconds
+                "FD": ruler(pictures), "score": float(score_N.mean()), "exact": chains.share(one.right_N), "seconds": seconds
             }  # fmt: skip
         found["arms"][f"{encoder}, {width}"] = {
             "inner": report["encoders"][f"t5-{ENCODERS[encoder]}"]["inner"], "parameters": arm.told["parameters"], "guidances": told

@@ -38,7 +38,7 @@ if __package__ in (None, ""):
 import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around, percent
-from triptych import catalog, checkpoint
+from triptych import checkpoint
 from triptych.contracts import Prompt
 from triptych.layers.matching import assign, iou
 from triptych.recipes.diffusion import layout
@@ -74,7 +74,7 @@ def met(seen: Sequence[Any], prompt: Prompt) -> list[float]:
 
 def read(detector: Any, images_PCHW: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
     """[P, 4]: of each picture the number of boxes, the sum of their IoU, how many were found, how many things there are besides."""
-    judge: Any = catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
+    judge = chains.reader(detector)
     rows = []
     for first in range(0, len(prompts), chains.PIECE):
         part = slice(first, first + chains.PIECE)

@@ -45,7 +45,7 @@ if __package__ in (None, ""):
 import triptych
 from scripts.claims import chains, evidence
 from scripts.claims.evidence import Row, around, percent
-from triptych import catalog, checkpoint
+from triptych import checkpoint
 from triptych.contracts import Prompt, Rng
 from triptych.data.index import as_images
 from triptych.recipe import Data, Source
@@ -165,7 +165,7 @@ def of_model(model: Any, args: Any, eyes: Any, detector: Any) -> dict[str, Any]:
     side = learnt(model).side
     spec, folder = scenes(side), args.runs / f"of-{model.name}"
     ruler: Any = chains.Ruler(eyes, spec, args)
-    judge: Any = catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
+    judge = chains.reader(detector)
     real, _ = chains.real_pictures(spec, args.references, args.seed)
     other, prompts = chains.real_pictures(spec, args.n, args.seed + chains.AHEAD)
     asked_N = np.array([len(prompt.truth.objects) for prompt in prompts])

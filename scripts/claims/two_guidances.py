@@ -42,7 +42,7 @@ from torch import Tensor, nn
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.claims import chains, evidence, minutes
+from scripts.claims import asked, chains, evidence, minutes
 from scripts.claims.evidence import Row, around, percent
 from triptych import checkpoint, data
 from triptych.judges._kernels import inside
@@ -50,7 +50,6 @@ from triptych.judges.nearest import wilson
 from triptych.pipeline import Generator, TextToImage
 from triptych.recipe import Recipe
 from triptych.recipes.diffusion import adm, adm_classifier
-from triptych.training import train
 
 NAME = Path(__file__).stem
 LED, FREE = (0.0, 1.0, 2.0, 4.0, 8.0), (1.0, 1.5, 2.0, 3.0, 5.0)  # scales; the first of each: no guidance
@@ -72,24 +71,9 @@ def labelled(dropout: float) -> Recipe:
 def critic(args: Any, report: dict[str, Any]) -> nn.Module:
     """The classifier of noised pictures, taught as the arms are, for half as many steps."""
     steps = max(1, args.steps // 2)
-    recipe = replace(
-        adm_classifier(), steps=steps, seed=args.seed, validate_every=steps, preview_every=steps, save_every=min(250, steps), keep=1
-    )  # fmt: skip
-    quick: dict[str, Any] = {}
-    if args.quick:
-        recipe, quick = replace(recipe, batch=8, compile=False), {"data": data.build(recipe.data)}
-    folder = args.runs / f"{recipe.name}-{steps}-{args.seed}"
-    print(f"{recipe.name}: {folder}", file=sys.stderr, flush=True)
-    result = train(recipe, out=folder, resume=True, **quick)
-    if result.exit_code:
-        sys.exit(result.exit_code)
-    assert result.model is not None
-    found: Any = checkpoint.load_panel(result.model, "vision")
-    card = found.card
-    report["classifier"] = {
-        "minutes": 60 * card["hours"], "steps": steps, "parameters": card["parameters"], "fingerprint": card["fingerprint"],
-        "held_out": result.validation,
-    }  # fmt: skip
+    place, _, held_out = chains.learnt(adm_classifier().name, adm_classifier(), args, steps)
+    found: Any = checkpoint.load_panel(place, "vision")
+    report["classifier"] = chains.costs(found.card, held_out) | {"steps": steps}
     return found
 
 
@@ -239,7 +223,7 @@ def better(found: Mapping[str, Any], what: str, sign: int) -> tuple[int, dict[st
 
 def row(report: Mapping[str, Any]) -> dict[str, Row]:
     found = report["found"]
-    says = {1: ("holds", "成立"), 0: ("not decided", "未能分出"), -1: ("does not hold", "不成立")}
+    says = asked.VERDICTS
     trades = {}
     for kind in KINDS:
         which, at = traded(found[kind])

@@ -70,7 +70,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     ruler = chains.Ruler(eyes, ddpm().data, args, "held_out")
     real_NCHW, prompts = asked.held_out(ddpm().data, args.n, args.seed + 2 * chains.AHEAD)
     found: dict[str, Any] = {
-        "floor": ruler.floor, "ceiling": words.share(words.right(detector, real_NCHW, prompts)), "clip": args.clip or "taught here",
+        "floor": ruler.floor, "ceiling": chains.share(chains.right(detector, real_NCHW, prompts)), "clip": args.clip or "taught here",
         "arms": {},
     }  # fmt: skip
     right: dict[str, np.ndarray] = {}
@@ -78,8 +78,8 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
         arm = chains.taught(called, recipe, args, report)
         how = {"sampler": "ddpm", "steps": args.draw, "guidance": GUIDANCE, "threshold": "static"}
         pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, **how)
-        right[name] = words.right(detector, pictures, prompts)
-        told = {"FD": ruler(pictures), "exact": words.share(right[name]), "seconds": seconds, "minutes": arm.told["minutes"]}
+        right[name] = chains.right(detector, pictures, prompts)
+        told = {"FD": ruler(pictures), "exact": chains.share(right[name]), "seconds": seconds, "minutes": arm.told["minutes"]}
         found["arms"][name] = {**told, **words.sizes(arm.model.text_encoder)}
         print(f"{name}: exact {percent(told['exact'])}, FD {around(told['FD'])}, {told['minutes']:.1f} minutes", flush=True)
     found["more"] = {name: less(right[TEXTS], one) for name, one in right.items() if name != TEXTS}

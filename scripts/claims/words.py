@@ -9,25 +9,19 @@ Shape legend: N pictures.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from scripts.claims import chains
-from triptych import catalog, checkpoint, data
-from triptych.contracts import Prompt
-from triptych.judges.nearest import wilson
+from triptych import catalog, checkpoint
 from triptych.recipe import Family, Neighbour, Recipe
 from triptych.recipes import diffusion, words
-from triptych.training import train
 
-__all__ = ["CAPTIONS", "PLACE", "bert", "clip", "gpt", "listening", "right", "share", "sizes", "t5", "taught", "told", "unlearnt"]
+__all__ = ["CAPTIONS", "PLACE", "bert", "clip", "gpt", "listening", "sizes", "t5", "taught", "told", "unlearnt"]
 
 PLACE = "text_encoder"
 WIDTH, HEADS, DEPTH = 112, 4, 2  # of SIZES["scenes"] of bert, gpt and t5
@@ -59,27 +53,14 @@ def clip() -> Recipe:
 
 def taught(name: str, recipe: Recipe, args: Any, report: dict[str, Any] | None = None) -> Path:
     """Teach it args.words steps of CAPTIONS texts, or what is left of them; its model. The report's `encoders` are told of it."""
-    steps = max(2, args.words * CAPTIONS // recipe.batch)
-    recipe = replace(
-        recipe, name=name, steps=steps, seed=args.seed, validate_every=steps, preview_every=steps, save_every=min(250, steps), keep=1
-    )
-    quick: dict[str, Any] = {}
-    if args.quick:
-        few = {**recipe.task_options, "vocabulary_texts": 300}
-        recipe, quick = replace(recipe, steps=2, batch=8, compile=False, task_options=few), {"data": data.build(recipe.data)}
-    folder = args.runs / f"{name}-{recipe.steps}-{args.seed}"
-    print(f"{name}: {folder}", file=sys.stderr, flush=True)
-    result = train(recipe, out=folder, resume=True, **quick)
-    if result.exit_code:  # somebody stopped it: the same command goes on
-        sys.exit(result.exit_code)
-    assert result.model is not None
-    panel = checkpoint.load_panel(result.model, PLACE)
+    steps = 2 if args.quick else args.words * CAPTIONS // recipe.batch
+    few = {**recipe.task_options, "vocabulary_texts": 300}
+    model, _, held_out = chains.learnt(name, recipe, args, steps, task_options=few)
+    panel = checkpoint.load_panel(model, PLACE)
     if report is not None:
-        report.setdefault("encoders", {})[name] = {
-            "minutes": 60 * panel.card["hours"], "texts": panel.card["examples"], "fingerprint": panel.card["fingerprint"],
-            "held_out": result.validation, **sizes(panel),
-        }  # fmt: skip
-    return result.model
+        known = chains.costs(panel.card, held_out)
+        report.setdefault("encoders", {})[name] = known | {"texts": known.pop("pictures"), **sizes(panel)}
+    return model
 
 
 def sizes(panel: Any) -> dict[str, int]:
@@ -110,23 +91,6 @@ def listening(model: str | Path, width: int = 16, *, trained: bool = False) -> R
     """The recipe `pixel-text` on scenes alone, 32 x 32: a U-Net of this width that hears this model's text encoder."""
     heard = {**diffusion.pixel_text().neighbours, PLACE: Neighbour(model=str(model), trained=trained)}
     return chains.changed(diffusion.pixel_text(), unet={"width": width}, data=diffusion.ddpm().data, neighbours=heard)
-
-
-# --- what is asked --------------------------------------------------------------------------------------------------------------
-
-
-def right(detector: Any, pictures_NCHW: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
-    """1 where the detector reads what was asked, all of it and nothing else, else 0: float64 [N]. `chains.exact` is its mean."""
-    judge = catalog.build("judges", "objects", size="default", eyes=detector.sight(), **detector.names())
-    for first in range(0, len(prompts), chains.PIECE):
-        judge.add(pictures_NCHW[first : first + chains.PIECE], prompts[first : first + chains.PIECE])
-    return np.array(judge.each()["exact"])
-
-
-def share(right_N: np.ndarray) -> dict[str, float]:
-    """value, low, high (Wilson)."""
-    low, high = wilson(int(right_N.sum()), len(right_N))
-    return {"value": float(right_N.mean()), "low": low, "high": high}
 
 
 # --- in words -------------------------------------------------------------------------------------------------------------------
