@@ -37,7 +37,7 @@ def test_in_pieces_as_at_once(
     batch: int, many: int, tokens: int, keys: int, width: int, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces that the number of rows does not divide into included."""
-    monkeypatch.setattr(attention, "_SCORES", 128 * keys)
+    monkeypatch.setattr(attention, "_BYTES", 4 * 128 * keys)
     q, k, v = heads(batch, many, tokens, keys, width, torch.float32)
     torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=2e-6)
     q, k, v = (one.bfloat16() for one in (q, k, v))

@@ -17,7 +17,7 @@ __all__ = ["CrossAttention", "SelfAttention", "attend", "rotate"]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 _MANY = 1024  # keys from which pieces are faster than torch's fused kernel
-_SCORES = 2**21  # of a piece
+_BYTES = 2**22  # of a piece's scores
 _CORES = 8  # with many more the fused kernel, which gives each core heads of its own, may win: not measured
 
 
@@ -38,22 +38,24 @@ def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | N
 def _alone(*tensors: Tensor) -> bool:
     """On a CPU with oneDNN and few cores, of one precision that it multiplies; and nobody asks for gradients, compiles, or has chosen
     among torch's kernels (`torch.nn.attention.sdpa_kernel`)."""
-    first, chosen = tensors[0], not torch.backends.cuda.flash_sdp_enabled()
-    if not (_ONEDNN and first.is_cpu and first.dtype in (torch.float32, torch.bfloat16)) or torch.compiler.is_compiling() or chosen:
+    dtype = tensors[0].dtype
+    if not (_ONEDNN and tensors[0].is_cpu and dtype in (torch.float32, torch.bfloat16) and all(one.dtype is dtype for one in tensors)):
         return False
-    learns = torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
-    return not learns and all(one.dtype is first.dtype for one in tensors) and torch.get_num_threads() <= _CORES
+    if torch.compiler.is_compiling() or not torch.backends.cuda.flash_sdp_enabled() or torch.get_num_threads() > _CORES:
+        return False
+    return not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
 
 
 def _in_pieces(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor) -> Tensor:
     """Head by head, as many rows at once as the processor's cache holds scores of: two of oneDNN's products and a softmax.
 
-    Of 2 x 8 heads, 4,096 tokens, 40 wide, on two cores of Zen 5: float32 288 ms by torch's fused kernel, 197 so; bf16 312 and 150.
-    In float32 the same but for the order of rounding. In bf16 scores are rounded too: on unit-normal numbers the result is 0.5 % off, as
-    with few keys, and the fused kernel's 0.2 %.
+    Of 2 x 8 heads, 4,096 tokens, 40 wide, on two quiet cores of Zen 5: 306 ms by torch's fused kernel in float32, 236 so; 330 and 152 in
+    bf16. With something else in the processor's cache the first of these gains is gone. In float32 the result is the same but for the order
+    of rounding. In bf16 scores are rounded too: on unit-normal numbers it is 0.5 % off, as with few keys, and the fused kernel's 0.2 %.
     """
     B, N, L, d = q_BNLd.shape
-    rows, out_BLNd = max(1, _SCORES // k_BNKd.shape[2]), q_BNLd.new_empty(B, L, N, v_BNKd.shape[3])
+    rows = max(1, _BYTES // (k_BNKd.shape[2] * q_BNLd.element_size()))
+    out_BLNd = q_BNLd.new_empty(B, L, N, v_BNKd.shape[3])
     for b in range(B):
         for n in range(N):
             k_Kd, v_dK = k_BNKd[b, n].contiguous(), v_BNKd[b, n].t().contiguous()
