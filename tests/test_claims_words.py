@@ -6,6 +6,7 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -258,3 +259,13 @@ def test_a_row_without_memory_and_one_that_is_never_reached() -> None:
     rows = latent_or_pixel.row(report)
     assert "memory of a training step ?" in rows["en"].verdict and "at no time" in rows["en"].verdict and "始终高于" in rows["zh"].verdict
     assert "from 2 minutes on" in latent_or_pixel.row(made_up(True)["latent_or_pixel"])["en"].verdict
+
+
+def test_curves_of_all_arms_within_their_frames() -> None:
+    drawn = ElementTree.fromstring(encoder_or_generator.curves(made_up(True)["encoder_or_generator"]["found"]))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len(drawn.findall(f"{svg}polyline")) == len(CELLS)
+    told = drawn.findall(f"{svg}circle")
+    assert len(told) == 2 * len(CELLS)
+    assert all(0 < float(one.get("cx", 0)) < 840 and 0 < float(one.get("cy", 0)) < 306 for one in told)
+    assert (told[0].findtext(f"{svg}title") or "") == "small text encoder, guidance 1: CLIP score 26.0, FD 19.0"

@@ -21,7 +21,7 @@ The claim holds where the encoder's effect is above 0 and above the generator's.
 by what the row tells), which favours the claim; T5 is small, and so is its grammar: this is no text encoder of the web's texts.
 
 Intervals are bootstraps over drawn pictures, the same prompts in each arm, of one training; areas: value +- 1.96 deviations, for repeated
-pictures push an FD up. Needs Debian's emoji font and CLDR. Writes encoder_or_generator.json.
+pictures push an FD up. Needs Debian's emoji font and CLDR. Writes encoder_or_generator.json and .svg.
 Shape legend: N pictures, D width of the features.
 """
 
@@ -41,10 +41,11 @@ if __package__ in (None, ""):
 
 from scripts.claims import chains, evidence, words
 from scripts.claims.evidence import Row, around, percent
-from triptych import catalog
+from triptych import catalog, checkpoint
 from triptych.contracts import Prompt
 from triptych.judges._moments import Gaussian, frechet, gaussian_of
 from triptych.recipes.diffusion import ddpm
+from triptych.training import plot
 
 NAME = Path(__file__).stem
 ENCODERS = {"small": 56, "middle": 112, "large": 224}  # name -> T5's width
@@ -159,6 +160,9 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
         }  # fmt: skip
         one = told[best(told)]
         print(f"{encoder}, {width}: FD {around(one['FD'])}, exact {percent(one['exact'])}, guidance {best(told)}", flush=True)
+    chart = evidence.folder_of(args) / f"{NAME}.svg"
+    checkpoint.write_atomically(chart, curves(found).encode())
+    print(chart)
     found["effects"] = bootstrapped(seen, gaussian_of(ruler.real_MD), 5 if args.quick else args.resamples, args.seed)
     return found
 
@@ -166,6 +170,36 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
 def best(guidances: Mapping[str, Any]) -> str:
     """The guidance whose FD is the least."""
     return min(guidances, key=lambda one: guidances[one]["FD"]["value"])
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------------------
+
+
+COLOURS = {"small": "#bf8700", "middle": "#0969da", "large": "#8250df"}
+
+
+def curves(found: Mapping[str, Any]) -> str:
+    """FD against CLIP score over guidance as an SVG: a panel for each U-Net, a line for each text encoder. Down and right is better."""
+    every = [one for arm in found["arms"].values() for one in arm["guidances"].values()]
+    spans = [(min(values), max(values)) for values in ([one["score"] for one in every], [one["FD"]["value"] for one in every])]
+    x, y = ((low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9)) for low, high in spans)
+    panels = []
+    for i, width in enumerate(WIDTHS):
+        frame = plot.Frame(60 + 260 * i, 76, x, y, width=220, height=180)
+        panels += plot.axes(frame, f"FD, U-Net {width} wide", "CLIP score")
+        for encoder, colour in COLOURS.items():
+            arm = found["arms"][f"{encoder}, {width}"]
+            points = {guidance: (one["score"], one["FD"]["value"]) for guidance, one in arm["guidances"].items()}
+            panels.append(f'<polyline points="{plot.path(frame, [*points.values()])}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+            for guidance, point in points.items():
+                cx, cy = frame.at(*point)
+                told = f"{encoder} text encoder, guidance {guidance}: CLIP score {point[0]:.1f}, FD {point[1]:.1f}"
+                panels.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"><title>{told}</title></circle>')
+                panels.append(f'<text x="{cx + 5}" y="{cy - 4:.1f}" font-size="8" fill="{colour}">{guidance}</text>')
+    for i, (encoder, colour) in enumerate(COLOURS.items()):
+        inner = thousands(found["arms"][f"{encoder}, {WIDTHS[0]}"]["inner"])
+        panels.append(f'<text x="{60 + 200 * i}" y="44" font-size="11" fill="{colour}">{encoder} text encoder, {inner}</text>')
+    return plot.page(840, 306, "Guidance along each line: what a larger text encoder changes, and what a larger U-Net", panels)
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------------------------
@@ -205,20 +239,22 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
 
     took, before, smallest = chains.told(report), words.told(report), (first, WIDTHS[0])
     factors = factor("inner", (last, WIDTHS[0]), smallest), factor("parameters", (first, WIDTHS[-1]), smallest)
+    chart = [f"([{said}](results/claims/{NAME}.svg))" for said in ("curves", "曲线")]
     guided = ", ".join(next(iter(found["arms"].values()))["guidances"])
     floor, ceiling = around(found["floor"], 1), percent(found["ceiling"])
     return {
         "en": Row(
             "003", "the text encoder's size matters, the generator's hardly", evidence.shown_by(NAME, "en"),
-            f"by FD against CLIP score: {heads[0][0]}; by objects: {heads[1][0]}; {before[0]}; U-Nets {took[0]} (as many real ones: "
-            f"{floor}; read exactly: {ceiling}); guidance {guided}, the chain in {report['draw']} steps. Largest less smallest, area "
-            f"between the curves and objects: {both('text encoder', 'generator')}; encoders grow {factors[0]} times, U-Nets {factors[1]} "
-            f"times. Parameters of text encoder (without its words) and U-Net, FD at the best guidance and objects: {listed('; ')}",
+            f"by FD against CLIP score {chart[0]}: {heads[0][0]}; by objects: {heads[1][0]}; {before[0]}; U-Nets {took[0]} "
+            f"(as many real ones: {floor}; read exactly: {ceiling}); guidance {guided}, the chain in {report['draw']} steps. "
+            f"Largest less smallest, area between the curves and objects: {both('text encoder', 'generator')}; encoders grow {factors[0]} "
+            f"times, U-Nets {factors[1]} times. Parameters of text encoder (without its words) and U-Net, FD at the best guidance and "
+            f"objects: {listed('; ')}",
         ),
         "zh": Row(
             "003", "文本编码器的大小重要，生成器的大小几乎不重要", evidence.shown_by(NAME, "zh"),
-            f"按 FD 对 CLIP 分数的曲线：{heads[0][1]}；按物体：{heads[1][1]}。{before[1]}；U-Net {took[1]}（同样多的真实图：{floor}；读对："
-            f"{ceiling}）；引导 {guided}，链 {report['draw']} 步。最大减最小，曲线间的面积与物体全对率："
+            f"按 FD 对 CLIP 分数{chart[1]}：{heads[0][1]}；按物体：{heads[1][1]}。{before[1]}；U-Net {took[1]}（同样多的真实图："
+            f"{floor}；读对：{ceiling}）；引导 {guided}，链 {report['draw']} 步。最大减最小，曲线间的面积与物体全对率："
             f"{both('文本编码器', '生成器')}；文本编码器大了 {factors[0]} 倍，U-Net {factors[1]} 倍。"
             f"文本编码器（不计词表）与 U-Net 的参数、最佳引导下的 FD 与物体全对率：{listed('；')}",
         ),

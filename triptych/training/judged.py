@@ -12,11 +12,9 @@ stands there is the best that this run has drawn, also where a kill came before 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,7 @@ from triptych.eyes import DETECTOR, EYES, Eyes, as_tensor, load_eyes
 from triptych.pipeline import Generator, TextToImage
 from triptych.recipe import Recipe
 
-from . import run_folder
+from . import plot, run_folder
 from .expect import names_of
 from .report import Metrics
 from .tasks import GeneratorTask
@@ -225,22 +223,6 @@ def _in_words(name: str, scores: Mapping[str, float]) -> str:
     return f"{name} {scores[name]:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else "")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Frame:
-    """Where a panel of an SVG stands, and what it spans: (lowest, highest) of each axis."""
-
-    left: float
-    top: float
-    x: tuple[float, float]
-    y: tuple[float, float]
-    width: float = 240.0
-    height: float = 120.0
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        across, up = ((v - low) / (high - low) for v, (low, high) in ((x, self.x), (y, self.y)))
-        return round(self.left + across * self.width, 1), round(self.top + (1 - up) * self.height, 1)
-
-
 def curves(history: Sequence[Mapping[str, Any]], title: str, best: Mapping[str, Any] | None = None, columns: int = 3) -> str:
     """An SVG of each measure over the steps. history: {"step", measure, ...} a turn; what is not finite is left out."""
     names = [name for name in names_of(key for row in history for key in row) if name != "step"]
@@ -249,13 +231,7 @@ def curves(history: Sequence[Mapping[str, Any]], title: str, best: Mapping[str, 
         left, top = 60 + 320 * (i % columns), 64 + 200 * (i // columns)
         panels += _panel(history, name, left, top, best["step"] if best and best["measure"] == name else None)
     width, height = 20 + 320 * min(columns, max(1, len(names))), 44 + 200 * math.ceil(len(names) / columns)
-    said = f"{escape(title)}, judged while training"
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="sans-serif" font-size="10" fill="#24292f">',
-        f'<title>{said}</title><rect width="100%" height="100%" fill="white"/>',
-        f'<text x="20" y="24" font-size="14">{said}</text>', *panels, "</svg>", "",
-    ])  # fmt: skip
+    return plot.page(width, height, f"{title}, judged while training", panels)
 
 
 def _panel(history: Sequence[Mapping[str, Any]], name: str, left: float, top: float, best: int | None) -> list[str]:
@@ -263,19 +239,11 @@ def _panel(history: Sequence[Mapping[str, Any]], name: str, left: float, top: fl
     ends = [(row["step"], row[f"{name}_low"], row[f"{name}_high"]) for row in history if _finite(row, name, f"{name}_low", f"{name}_high")]
     values = [value for _, value in points] + [end for _, *both in ends for end in both] or [0.0]
     spare = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
-    frame = _Frame(left, top, (0.0, float(history[-1]["step"])), (min(values) - spare, max(values) + spare))
-    right, bottom = left + frame.width, top + frame.height
-    out = [f'<text x="{left}" y="{top - 10}" font-size="12">{escape(name)}</text>']
-    for value in _ticks(*frame.y):
-        _, y = frame.at(0, value)
-        out.append(f'<line x1="{left}" y1="{y}" x2="{right}" y2="{y}" stroke="#d8dee4"/>')
-        out.append(f'<text x="{left - 6}" y="{y + 3:.1f}" text-anchor="end">{value:g}</text>')
-    for step in _ticks(*frame.x):
-        out.append(f'<text x="{frame.at(step, values[0])[0]}" y="{bottom + 14}" text-anchor="middle">{step:g}</text>')
-    out.append(f'<rect x="{left}" y="{top}" width="{frame.width}" height="{frame.height}" fill="none" stroke="#8c959f"/>')
+    frame = plot.Frame(left, top, (0.0, float(history[-1]["step"])), (min(values) - spare, max(values) + spare))
+    out = plot.axes(frame, name)
     band = [(step, high) for step, _, high in ends] + [(step, low) for step, low, _ in reversed(ends)]
-    out.append(f'<polygon points="{_path(frame, band)}" fill="#0969da" fill-opacity="0.2" stroke="#0969da" stroke-opacity="0.2"/>')
-    out.append(f'<polyline points="{_path(frame, points)}" fill="none" stroke="#0969da" stroke-width="1.5"/>')
+    out.append(f'<polygon points="{plot.path(frame, band)}" fill="#0969da" fill-opacity="0.2" stroke="#0969da" stroke-opacity="0.2"/>')
+    out.append(f'<polyline points="{plot.path(frame, points)}" fill="none" stroke="#0969da" stroke-width="1.5"/>')
     for step, value in points:
         x, y = frame.at(step, value)
         ring = ' stroke="#cf222e" stroke-width="2"' if step == best else ""
@@ -284,17 +252,5 @@ def _panel(history: Sequence[Mapping[str, Any]], name: str, left: float, top: fl
     return out
 
 
-def _path(frame: _Frame, points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x},{y}" for x, y in (frame.at(*point) for point in points))
-
-
 def _finite(row: Mapping[str, Any], *names: str) -> bool:
     return all(math.isfinite(row.get(name, math.nan)) for name in names)
-
-
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers within [low, high]."""
-    rough = (high - low) / about
-    ten = 10.0 ** math.floor(math.log10(rough))
-    step = next(ten * k for k in (1, 2, 5, 10) if ten * k >= rough)
-    return [round(k * step, 12) + 0.0 for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
