@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import catalog, checkpoint, guides
 from .contracts import Condition, Decoder, Process, Prompt, Rng, Start, State, TextEncoder
@@ -167,7 +168,7 @@ class TextToImage:
             rng = Rng.of_seeds(seeds[rows])
             started = None if noise is None else noise[rows]
             z, cond = self._latents(said[rows], against and against[rows], how, shape, started, rng, on_step, decode_how, pulls)
-            images += self._decode(z, cond, decode_how, rng)
+            images += self._decode(z, said[rows], cond, decode_how, rng)
         return images
 
     def latents(
@@ -225,18 +226,31 @@ class TextToImage:
             def report(state: State, _: Process) -> None:
                 total = int(state.total_B.max())
                 if on_step is not None:
-                    on_step(min(int(state.index_B.max()), total), total, lambda: self._preview(state, cond, decode_how, rng))
+                    on_step(min(int(state.index_B.max()), total), total, lambda: self._preview(state, prompts, cond, decode_how, rng))
 
             z = sample(process, network, cond.to(self.device), null.to(self.device), how, start, rng, on_step=report)
         return z, cond
 
-    def _preview(self, state: State, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
+    def _preview(self, state: State, prompts: Sequence[Prompt], cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
         guess = self.generator.process.preview(state)
-        return self._decode(state.x if guess is None else guess, cond, how, rng)
+        return self._decode(state.x if guess is None else guess, prompts, cond, how, rng)
 
-    def _decode(self, z: Tensor, cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
+    def _decode(self, z: Tensor, prompts: Sequence[Prompt], cond: Condition, how: Any, rng: Rng) -> list[Image.Image]:
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return to_pil(self.decoder.decode(z, cond, how, rng.child("decoder")))  # panel 2 draws under the same stream names
+            images = self.decoder.decode(z, cond, how, rng.child("decoder"))  # panel 2 draws under the same stream names
+        return to_pil(self._kept(images, prompts))
+
+    def _kept(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Where panel 1 reads masks, what a prompt's mask keeps is as it was given, not as the decoder makes it again."""
+        if "mask" not in getattr(self.text_encoder, "reads", ()):
+            return images_BCHW
+        out, size = images_BCHW.float().clone(), tuple(images_BCHW.shape[2:])
+        for i, prompt in enumerate(prompts):
+            if prompt.image_CHW is not None and prompt.mask_1HW is not None:
+                known, mask = (one[None].to(out) for one in (prompt.image_CHW, prompt.mask_1HW))
+                known, mask = F.interpolate(known, size, mode="bilinear", antialias=True), F.interpolate(mask, size)
+                out[i] = torch.lerp(known, out[i : i + 1], mask)[0]
+        return out
 
     # -- keeping ---------------------------------------------------------------------------------------------------------
 

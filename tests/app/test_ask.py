@@ -64,6 +64,21 @@ def one(kind: str, text: str, given: Given | None = None, seed: int = 0) -> tupl
     return prompt, line
 
 
+def test_what_a_mask_keeps_is_kept() -> None:
+    model, generator = drawer("repair"), torch.Generator().manual_seed(0)
+    side = model.size[0]
+    image, mask = torch.rand(3, side, side, generator=generator) * 2 - 1, torch.zeros(1, side, side)
+    mask[:, : side // 2] = 1
+    seen: list[Any] = []
+    said = [Prompt(image_CHW=image, mask_1HW=mask), Prompt()]
+    kept, free = (np.asarray(one) for one in model.generate(said, seeds=[0, 0], on_step=lambda i, n, preview: seen.append(preview())))
+    given = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    for one in (kept, np.asarray(seen[0][0])):  # previews too
+        assert np.abs(one[side // 2 :].astype(int) - given[side // 2 :]).max() <= 1
+        assert np.abs(one[: side // 2].astype(int) - given[: side // 2]).max() > 1
+    assert np.abs(free.astype(int) - given).max() > 1
+
+
 # --- what is made from the words --------------------------------------------------------------------------------------------
 
 
