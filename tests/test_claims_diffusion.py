@@ -206,7 +206,12 @@ def made_up(better: bool) -> dict[str, dict[str, Any]]:
             "same": {"samples": 100_000, "largest": worst, "bound": 3.6, "comparisons": 160}, "left": {"n": 1000, "chains": ends},
         },
         "how_many_steps": {"found": {"floor": fd(1.0), "chains": {str(T): one for T, one in (lengths if better else flat).items()}}},
-        "what_to_predict": {"draw": 50, "found": {"floor": fd(1.0), "ceiling": figure(0.99), "targets": targets}},
+        "what_to_predict": {
+            "draw": 50, "whole": 1000, "chained": 100, "found": {
+                "floor": fd(1.0), "ceiling": figure(0.99),
+                "targets": {name: dict.fromkeys(what_to_predict.WAYS, one) for name, one in targets.items()},
+            },
+        },
         "which_variance": {"found": {"floor": fd(1.0), "counts": [10, 1000], "variances": variances}},
         "one_shot": {"found": {"straight": straight, "chain": whole, "first": whole, "real": whole}},
         "cosine_or_linear": {"found": {"floor": fd(1.0), "counts": [10, 50], "schedules": schedules}},
@@ -225,7 +230,8 @@ def test_a_model_that_was_trained_before_is_told_without_arms() -> None:
 
 
 def test_the_noise_must_be_alone_in_front() -> None:
-    targets = made_up(True)["what_to_predict"]["found"]["targets"]
+    made = made_up(True)["what_to_predict"]["found"]["targets"]
+    targets = {name: one["chain"] for name, one in made.items()}
     assert what_to_predict.first(targets, "FD", -1) == ("eps", True) and what_to_predict.first(targets, "exact", 1) == ("eps", True)
     targets["v"] = targets["eps"]
     assert not what_to_predict.first(targets, "FD", -1)[1]

@@ -1,6 +1,6 @@
 """Claim 29: is predicting the noise the essence of DDPM? One network, five targets: x_{t-1}, its mean, x0, the noise, v.
 
-    python scripts/claims/what_to_predict.py [--steps 2500] [--n 500] [--draw 50] [--quick]
+    python scripts/claims/what_to_predict.py [--steps 2500] [--n 500] [--draw 50] [--whole 1000] [--chained 100] [--quick]
 
 At a given x_t each of the five is an affine function of x0, so that any of them draws in the same way; what differs is what the mean
 square is taken of, and so which times weigh how much. "previous" asks for x_{t-1} itself, which no network can know: its best guess is
@@ -9,7 +9,11 @@ the mean. All else is the recipe `ddpm`, with that recipe's learning rate, which
 Object accuracy needs words to be asked for, and the recipe `ddpm` hears none: here its U-Net hears a class, and learns from the labelled
 pictures of the recipe `adm`: one thing of ten colours and eight shapes, 80 classes. No guidance. Every arm sees the same pictures.
 
-FD       drawn by DDIM (eta 0) in --draw steps, from real ones
+chain    --chained pictures in all 1,000 steps, as the paper drew: each step goes to the mean that the network says, or that follows from
+         what it says. A mean is taken as it is said, as the authors' code does; a guess of x0, eps or v is held to the range of pixels
+DDIM     --n pictures in --draw steps (eta 0). To jump, x0 must follow from what is said, and an error of a mean is enlarged some fifty
+         times on the way: a mean is no good guess to jump by
+FD       from real pictures
 exact    how often the detector reads the thing that was asked, with its colour, and nothing else; and of real pictures
 
 Steps are equal, and so is what a step computes: minutes stand beside, they differ by what else the machine did. Intervals are over drawn
@@ -19,6 +23,7 @@ pictures (FD: bootstrap; accuracy: Wilson), of one training. Writes what_to_pred
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,7 @@ NAME = Path(__file__).stem
 TARGETS = {  # what is said of each, in English and Chinese
     "previous": ("x_{t-1}", "x_{t-1}"), "mean": ("its mean", "其均值"), "x0": ("x0", "x0"), "eps": ("noise", "噪声"), "v": ("v", "v"),
 }  # fmt: skip
+WAYS = {"chain": ("the chain", "链"), "ddim": ("DDIM", "DDIM")}
 
 
 def labelled(target: str) -> Recipe:
@@ -50,10 +56,18 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     found: dict[str, Any] = {"floor": ruler.floor, "ceiling": chains.exact(detector, real, prompts), "targets": {}}
     for target in TARGETS:
         arm = chains.taught(f"one-thing-{target}", labelled(target), args, report)
-        pictures, seconds = chains.drawn(arm.model, arm.folder, args, prompts, sampler="ddim", steps=args.draw)
-        told = {"FD": ruler(pictures), "exact": chains.exact(detector, pictures, prompts), "seconds": seconds}
-        found["targets"][target] = told
-        print(f"{target}: FD {around(told['FD'])}, exact {percent(told['exact'])}, {arm.told['minutes']:.1f} minutes", flush=True)
+        some = Namespace(**{**vars(args), "n": min(args.n, args.chained)})
+        held = "none" if target in ("previous", "mean") else "static"
+        ways = {
+            "chain": (some, {"sampler": "ddpm", "steps": args.whole, "threshold": held}),
+            "ddim": (args, {"sampler": "ddim", "steps": args.draw}),
+        }  # fmt: skip
+        found["targets"][target] = told = {}
+        for way, (asked, how) in ways.items():
+            said = prompts[: asked.n]
+            pictures, seconds = chains.drawn(arm.model, arm.folder, asked, said, **how)
+            told[way] = one = {"FD": ruler(pictures), "exact": chains.exact(detector, pictures, said), "seconds": seconds}
+            print(f"{target}, {way}: FD {around(one['FD'])}, exact {percent(one['exact'])}", flush=True)
     return found
 
 
@@ -66,41 +80,49 @@ def first(found: Mapping[str, Any], what: str, sign: int) -> tuple[str, bool]:
     return best, all(chains.apart(found[best][what], one[what]) == sign for name, one in found.items() if name != best)
 
 
+def heads(found: Mapping[str, Any], what: str, sign: int) -> tuple[str, str]:
+    """The verdict by one measure of one way of drawing, in English and Chinese. found: target -> what was seen."""
+    best, alone = first(found, what, sign)
+    en, zh = TARGETS[best]
+    if best == "eps":
+        first_only = ("the noise is first, but not told apart from all others", "噪声居首，但与其余未能全部区分")
+        return ("holds", "成立") if alone else first_only
+    beaten = chains.apart(found[best][what], found["eps"][what]) == sign
+    return (f"does not hold, {en} is better", f"不成立，{zh} 更好") if beaten else ("not decided", "未能分出")
+
+
 def row(report: Mapping[str, Any]) -> dict[str, Row]:
     found = report["found"]["targets"]
-    heads: dict[str, tuple[str, str]] = {}
-    for what, sign in (("FD", -1), ("exact", 1)):
-        best, alone = first(found, what, sign)
-        beaten = chains.apart(found[best][what], found["eps"][what]) == sign
-        en, zh = TARGETS[best]
-        if best == "eps":
-            first_only = ("the noise is first, but not told apart from all others", "噪声居首，但与其余未能全部区分")
-            heads[what] = ("holds", "成立") if alone else first_only
-        else:
-            heads[what] = (f"does not hold, {en} is better", f"不成立，{zh} 更好") if beaten else ("not decided", "未能分出")
+    by = {way: {target: one[way] for target, one in found.items()} for way in WAYS}
+    verdicts = {way: [heads(by[way], what, sign) for what, sign in (("FD", -1), ("exact", 1))] for way in WAYS}
 
-    def listed(comma: str, language: int) -> str:
-        return comma.join(
-            f"{TARGETS[name][language]} {around(one['FD'], 1)}, {percent(one['exact'])}" for name, one in found.items()
-        )  # fmt: skip
+    def listed(way: str, language: int) -> str:
+        return ("; ", "；")[language].join(
+            f"{TARGETS[name][language]} {around(one['FD'], 1)}, {percent(one['exact'])}" for name, one in by[way].items()
+        )
 
     took, floor, ceiling = chains.told(report), around(report["found"]["floor"], 1), percent(report["found"]["ceiling"])
-    draw = report["draw"]
+    draw, whole, few = report["draw"], report["whole"], report["chained"]
     return {
         "en": Row(
             "002", "predicting the noise is the essence of DDPM", evidence.shown_by(NAME, "en"),
-            f"by FD: {heads['FD'][0]}; by objects: {heads['exact'][0]}. One thing of 80 classes, no guidance, DDIM in {draw} steps; "
+            f"by the chain in {whole} steps: {verdicts['chain'][0][0]} (FD), {verdicts['chain'][1][0]} (objects); by DDIM in {draw}: "
+            f"{verdicts['ddim'][0][0]} (FD), {verdicts['ddim'][1][0]} (objects). One thing of 80 classes, no guidance; "
             f"{took[0]} (as many real ones: {floor}). FD, and the thing asked for drawn exactly (real pictures: {ceiling}), by target: "
-            f"{listed('; ', 0)}. One learning rate for all, the noise's",
+            f"chain, {few} pictures: {listed('chain', 0)}. DDIM: {listed('ddim', 0)}. One learning rate for all, the noise's",
         ),
         "zh": Row(
             "002", "预测噪声是 DDPM 的精髓", evidence.shown_by(NAME, "zh"),
-            f"按 FD：{heads['FD'][1]}；按物体：{heads['exact'][1]}。80 类中的一个物体，无引导，DDIM {draw} 步；{took[1]}"
-            f"（同样多的真实图：{floor}）。各目标的 FD，以及所要物体画得全对的比例（真实图：{ceiling}）：{listed('；', 1)}。"
-            f"学习率都相同，是为噪声选的",
+            f"链 {whole} 步：{verdicts['chain'][0][1]}（FD），{verdicts['chain'][1][1]}（物体）；DDIM {draw} 步："
+            f"{verdicts['ddim'][0][1]}（FD），{verdicts['ddim'][1][1]}（物体）。80 类中的一个物体，无引导；{took[1]}"
+            f"（同样多的真实图：{floor}）。各目标的 FD，以及所要物体画得全对的比例（真实图：{ceiling}）："
+            f"链，{few} 张图：{listed('chain', 1)}。DDIM：{listed('ddim', 1)}。学习率都相同，是为噪声选的",
         ),
     }  # fmt: skip
 
 
 if __name__ == "__main__":
-    chains.run(NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of DDIM"))
+    chains.run(
+        NAME, __doc__, measure, row, detector=True, draw=(50, 2, "steps of DDIM"), whole=(1000, 3, "steps of the chain"),
+        chained=(100, 4, "pictures drawn by it"),
+    )  # fmt: skip
