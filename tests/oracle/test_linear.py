@@ -25,7 +25,10 @@ def error(mine: Tensor, true: Tensor) -> float:
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 5), (2, 3, 7)], ids=str)
-@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype, close", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3), (torch.float64, 1e-12), (torch.float16, 1e-3)],
+    ids=["float32", "bf16", "float64", "float16"],
+)  # fmt: skip
 def test_values(dtype: torch.dtype, close: float, shape: tuple[int, ...], bias: bool, gelu: bool) -> None:
     layer, x = Linear(24, 17, bias=bias, dtype=dtype), torch.randn(*shape, 24, dtype=dtype)
     true = exact(layer, x, gelu)

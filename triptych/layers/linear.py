@@ -26,7 +26,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         weight, bias = self.weight, self.bias
-        if not (_ONEDNN and x.is_cpu and x.dtype is weight.dtype) or torch.is_autocast_enabled("cpu"):  # there F.linear is right
+        ours = _ONEDNN and x.is_cpu and x.dtype is weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+        if not ours or torch.is_autocast_enabled("cpu"):  # there F.linear is right
             y = F.linear(x, weight, bias)
         elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             y = _Differentiable.apply(x, weight, bias) if x.dtype is torch.float32 else F.linear(x, weight, bias)
