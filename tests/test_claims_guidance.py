@@ -60,7 +60,8 @@ def test_times_are_compared_round_by_round() -> None:
 def test_arms_differ_in_the_dropped_class_alone() -> None:
     plain, free = two_guidances.labelled(0.0), two_guidances.labelled(0.1)
     assert plain.dropout == 0 and free.dropout == 0.1 and dataclasses.replace(free, dropout=0.0) == plain
-    assert plain.guide is None and "guide" not in plain.neighbours and plain.family == adm().family and plain.data == adm().data
+    assert plain.guide is None and "guide" not in plain.neighbours and plain.data == adm().data
+    assert plain.family.config == {**adm().family.config, "learn_sigma": False} and plain.process.config["target"] == "v"  # type: ignore[union-attr]
 
 
 def test_a_classifier_leads_where_it_has_a_scale() -> None:

@@ -2,7 +2,8 @@
 
     python scripts/claims/bigger_and_better_unets.py [--steps 2500] [--n 500] [--widths 8 32] [--draw 50] [--quick]
 
-The recipe `ddpm` (16 wide, the time added, attention at 8 x 8 by heads of 16 channels, two of them) with one thing changed:
+The recipe `ddpm` (16 wide, the time added, attention at 8 x 8 by heads of 16 channels, two of them), but that v is predicted
+(`chains.CLEAR`), with one thing changed:
 
 adagn            blocks hear the time as scale and shift of their norm (ADM, arXiv 2105.05233), not as a sum
 heads-1, -4      as many heads, where the recipe has two; width and parameters stay
@@ -63,7 +64,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     found: dict[str, Any] = {"floor": ruler.floor, "widths": list(args.widths), "FD": {}}
     for name, unet in arms(args.widths).items():
-        arm = chains.taught(name, chains.changed(ddpm(), unet=unet), args, report)
+        arm = chains.taught(f"v-{name}", chains.changed(ddpm(), process=chains.CLEAR, unet=unet), args, report)
         fd = chains.swept(arm.model, arm.folder, args, ruler, (args.draw,), name, sampler="ddim")
         found["FD"][name] = fd[str(args.draw)]
     return found
@@ -83,7 +84,8 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     def listed(language: int, stop: str) -> str:
         words = ("{} {} ({:,} parameters, {:.1f} minutes)", "{} {}（{:,} 个参数，{:.1f} 分钟）")[language]
         told = report["arms"]
-        return stop.join(words.format(name, around(fd[name], 1), told[name]["parameters"], told[name]["minutes"]) for name in fd)
+        known = {name: told[f"v-{name}"] for name in fd}
+        return stop.join(words.format(name, around(fd[name], 1), one["parameters"], one["minutes"]) for name, one in known.items())
 
     took, floor, draw = chains.told(report), around(found["floor"], 1), report["draw"]
     return {

@@ -5,7 +5,8 @@
 
 text encoders   T5's, two layers 56, 112 and 224 wide (75 k, 0.3 M and 1.2 M parameters beside the table of words), each taught --words
                 steps of span corruption on texts alone, then frozen
-generators      the U-Net of the recipe `pixel-text`, 8, 16 and 24 wide, on scenes of 32 x 32: pixels, classifier-free guidance
+generators      the U-Net of the recipe `pixel-text`, 8, 16 and 24 wide, predicting v (`chains.CLEAR`), on scenes of 32 x 32: pixels,
+                classifier-free guidance
 equal           the texts, steps, batches, pictures and learning rates of all; prompts, seeds and steps of all pictures. Minutes and
                 what a step computes are not: that is what a size is. The nine U-Nets' own layers that hear words grow with T5's width
 

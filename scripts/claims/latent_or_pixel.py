@@ -6,9 +6,10 @@ pixel     the recipe `pixel-text` on scenes of 64 x 64: levels of 64, 32 and 16,
 latent    the same on the 16 x 16 x 4 latents of the embedded `kl`: levels of 16 and 8, attention at both, so that it has nearly as many
           parameters as the other; all of a batch is encoded anew at each step, for scenes do not return
 
-Process, learning rate, batch, words (the embedded `emoji`, frozen), dropout of them, guidance and steps of the chain are equal; what
-differs is the space. Each is taught once for each of --minutes, with a schedule of its own, by as many steps as fit into them: time of the
-processor, measured first on a few steps of each and then kept (minutes.json among the runs); compiling does not count. --steps is not used.
+Both predict v (`chains.CLEAR`). Process, learning rate, batch, words (the embedded `emoji`, frozen), dropout of them, guidance and steps
+of the chain are equal; what differs is the space. Each is taught once for each of --minutes, with a schedule of its own, by as many steps
+as fit into them: time of the processor, measured first on a few steps of each and then kept (minutes.json among the runs); compiling does
+not count. --steps is not used.
 
 FD, exact    of pictures drawn for the same prompts from the same seeds; exact: the detector reads what was asked, and nothing else
 reached      the least minutes in which the latent system's FD is not told to be above that of the pixel system after all its minutes
@@ -60,9 +61,9 @@ def recipes() -> dict[str, Recipe]:
     words = pixel_text().neighbours["text_encoder"]
     pixels, latents = Neighbour(family=Family(name="identity", size="64")), Neighbour(model="kl")
     return {
-        "pixel": chains.changed(pixel_text(), data=SPEC, neighbours={"text_encoder": words, "decoder": pixels}),
+        "pixel": chains.changed(pixel_text(), process=chains.CLEAR, data=SPEC, neighbours={"text_encoder": words, "decoder": pixels}),
         "latent": chains.changed(
-            pixel_text(), unet={"multipliers": (1, 2), "attention": (0, 1)}, data=SPEC,
+            pixel_text(), process=chains.CLEAR, unet={"multipliers": (1, 2), "attention": (0, 1)}, data=SPEC,
             neighbours={"text_encoder": words, "decoder": latents}, sampling={**pixel_text().sampling, "threshold": "none"},
         ),
     }  # fmt: skip

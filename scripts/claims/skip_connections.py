@@ -2,7 +2,7 @@
 
     python scripts/claims/skip_connections.py [--steps 2500] [--n 500] [--times 0.1 0.3 0.5 0.7] [--draw 50] [--quick]
 
-ddpm        the recipe
+ddpm        the recipe, but that v is predicted (`chains.CLEAR`)
 no-skips    the same with `skips = False`: all that is known of x_t goes through the middle, 8 x 8 x 32 numbers for 32 x 32 x 3
 
 Real scenes that no training showed are noised to each time t, each network says once what x0 it sees, and the detector reads that guess.
@@ -112,7 +112,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     found: dict[str, Any] = {"floor": ruler.floor, "real": told(places(asked.read(detector, real), prompts), times), "arms": {}}
     off: dict[tuple[str, float], np.ndarray] = {}
     for name, unet in ARMS.items():
-        arm = chains.taught(name, chains.changed(ddpm(), unet=unet), args, report)
+        arm = chains.taught(f"v-{name}", chains.changed(ddpm(), process=chains.CLEAR, unet=unet), args, report)
         fd = chains.swept(arm.model, arm.folder, args, ruler, (args.draw,), name, sampler="ddim")[str(args.draw)]
         found["arms"][name] = one = {"FD": fd, "times": {}}
         for t in args.times:
@@ -141,7 +141,7 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     took, floor, real, draw = chains.told(report), around(found["floor"], 1), found["real"], report["draw"]
     off, missed, fds = around(real["off"], 1), percent(real["missed"]), " / ".join(around(one["FD"], 1) for one in (with_, without))
     gap = ", ".join(f"{t}: {around(one, 2)} ({one['n']})" for t, one in found["farther"].items())
-    sizes = " / ".join(f"{report['arms'][name]['parameters']:,}" for name in ARMS)
+    sizes = " / ".join(f"{report['arms'][f'v-{name}']['parameters']:,}" for name in ARMS)
     return {
         "en": Row(
             "some", "the U-Net's crossings keep where things are", evidence.shown_by(NAME, "en"),

@@ -2,11 +2,12 @@
 
     python scripts/claims/two_guidances.py [--steps 2500] [--n 500] [--led 0 1 2 4 8] [--free 1 1.5 2 3 5] [--draw 25] [--quick]
 
-Pictures show one thing of ten colours and eight shapes, 80 classes; the network hears the class. Two arms of the recipe `adm`:
+Pictures show one thing of ten colours and eight shapes, 80 classes; the network hears the class. Two arms of the recipe `adm`, but that
+v is predicted and no variance learnt (`chains.CLEAR`: of eps, pictures of a small network are tinted, and none is realistic):
 
-adm-classes   the class is always heard; drawing, the gradient of the recipe `adm-classifier` leads, times s (arXiv 2105.05233). The
+v-classes     the class is always heard; drawing, the gradient of the recipe `adm-classifier` leads, times s (arXiv 2105.05233). The
               classifier is a training of its own, of half as many steps, as in the recipes
-adm-free      the same, and of one picture in ten the class is dropped; drawing, u + s (c - u) (arXiv 2207.12598), s = 1 without
+v-free        the same, and of one picture in ten the class is dropped; drawing, u + s (c - u) (arXiv 2207.12598), s = 1 without
 
 Both draw by DDIM (eta 0) in --draw steps, each guess of x0 held to the range of pixels, the same classes and seeds for every s.
 
@@ -63,9 +64,9 @@ NEIGHBOURS, PARTS = 3, 20  # of precision and recall; of the jackknife
 
 
 def labelled(dropout: float) -> Recipe:
-    """The recipe `adm` without its guide, which only draws."""
+    """The recipe `adm` without its guide, which only draws; v is predicted."""
     neighbours = {place: one for place, one in adm().neighbours.items() if place != "guide"}
-    return replace(adm(), neighbours=neighbours, guide=None, dropout=dropout)
+    return chains.changed(adm(), process=chains.CLEAR, unet={"learn_sigma": False}, neighbours=neighbours, guide=None, dropout=dropout)
 
 
 def critic(args: Any, report: dict[str, Any]) -> nn.Module:
@@ -170,7 +171,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
     ruler = chains.Ruler(eyes, spec, args)
     real, prompts = chains.real_pictures(spec, args.n, args.seed + 2 * chains.AHEAD)
     guide = critic(args, report)
-    plain, free = (chains.taught(name, labelled(p), args, report) for name, p in (("adm-classes", 0.0), ("adm-free", 0.1)))
+    plain, free = (chains.taught(name, labelled(p), args, report) for name, p in (("v-classes", 0.0), ("v-free", 0.1)))
     found: dict[str, Any] = {"training": training, "floor": looked(ruler, real), "ceiling": chains.exact(detector, real, prompts)}
 
     def drawn(kind: str, scale: float, steps: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python scripts/claims/who_taught_the_words.py [--steps 2500] [--words 600] [--n 500] [--draw 50] [--clip NAME|DIR] [--quick]
                                                                                             (80 minutes of one core, 70 training)
 
-One U-Net, the recipe `pixel-text` on scenes of 32 x 32, hears five text encoders, all of two layers 112 wide:
+One U-Net, the recipe `pixel-text` on scenes of 32 x 32, predicting v (`chains.CLEAR`), hears five text encoders, all of two layers 112
+wide:
 
     T5          learnt --words steps from texts alone (span corruption; names of emoji, sentences of scenes), then frozen
     joint T5    the same network with the same tokens, its weights new: it learns with the U-Net from the captions of its pictures

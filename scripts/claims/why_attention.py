@@ -5,11 +5,11 @@
 silent    no words, no attention: what is right by luck, the floor        summary   the pooled text added to the time, no attention
 self      the same, and positions ask positions                           words     and they ask the words too, as more keys (GLIDE)
 
-Each way adds one thing to the one before it. "No attention" means none in the middle either. All else is the recipe `pixel-text`, on scenes
-alone: panel 1 is the embedded `emoji`, frozen; a tenth of the texts are dropped; drawn by the strided chain with guidance 3, but for the
-silent one. `words` is that recipe's network. What the others lack in parameters they are given as width (18 for 16, norms of 6 groups for
-8) and as a wider code of the time: they have 0 to 4 % more. Width costs more time than attention on 8 x 8 positions does: minutes stand
-beside.
+Each way adds one thing to the one before it. "No attention" means none in the middle either. All else is the recipe `pixel-text`, but that
+v is predicted (`chains.CLEAR`), on scenes alone: panel 1 is the embedded `emoji`, frozen; a tenth of the texts are dropped; drawn by the
+strided chain with guidance 3, but for the silent one. `words` is that recipe's network. What the others lack in parameters they are given
+as width (18 for 16, norms of 6 groups for 8) and as a wider code of the time: they have 0 to 4 % more. Width costs more time than attention
+on 8 x 8 positions does: minutes stand beside.
 
 exact     compositions that no training showed: how often the detector reads what was asked, with its colours and places, and nothing else
 things    shape and colour alone: of all things that were asked for or seen, how many are both; it says more where whole scenes are rare
@@ -63,8 +63,8 @@ RUNGS = {  # of the ladder: (a way, the one before it) -> what is added
 
 
 def heard(way: str) -> Recipe:
-    """The recipe `pixel-text` on scenes alone, whose U-Net hears words in this way."""
-    return chains.changed(pixel_text(), unet=WAYS[way].unet, data=ddpm().data)
+    """The recipe `pixel-text` on scenes alone, whose U-Net hears words in this way, and predicts v."""
+    return chains.changed(pixel_text(), process=chains.CLEAR, unet=WAYS[way].unet, data=ddpm().data)
 
 
 def compare(ways: Sequence[str], args: Any, report: dict[str, Any], detector: Any) -> dict[str, Any]:

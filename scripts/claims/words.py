@@ -88,9 +88,9 @@ def unlearnt(name: str, recipe: Recipe, known: Path, args: Any) -> Path:
 
 
 def listening(model: str | Path, width: int = 16, *, trained: bool = False) -> Recipe:
-    """The recipe `pixel-text` on scenes alone, 32 x 32: a U-Net of this width that hears this model's text encoder."""
+    """The recipe `pixel-text` on scenes alone, 32 x 32, predicting v: a U-Net of this width that hears this model's text encoder."""
     heard = {**diffusion.pixel_text().neighbours, PLACE: Neighbour(model=str(model), trained=trained)}
-    return chains.changed(diffusion.pixel_text(), unet={"width": width}, data=diffusion.ddpm().data, neighbours=heard)
+    return chains.changed(diffusion.pixel_text(), process=chains.CLEAR, unet={"width": width}, data=diffusion.ddpm().data, neighbours=heard)
 
 
 # --- in words -------------------------------------------------------------------------------------------------------------------
