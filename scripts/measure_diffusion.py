@@ -1,6 +1,6 @@
 """Every embedded diffusion system, judged on the same words and seeds: one table, one sheet, one picture growing clear.
 
-    python scripts/measure_diffusion.py [--n 500] [--models ddpm,sd] [--out docs/results]        (about 30 minutes on two cores)
+    python scripts/measure_diffusion.py [--n 500] [--models ddpm,sd] [--out docs/results]        (about 20 minutes on two cores)
 
 Asked are the words of held-out scenes, compositions that training never showed those who hear words (who hears classes has seen all of
 them: a class never shown says nothing); their pictures are the real ones. A system that needs

@@ -242,3 +242,12 @@ def test_the_noise_must_be_alone_in_front() -> None:
 def test_pictures_with_a_class_show_one_thing() -> None:
     _, prompts = chains.real_pictures(what_to_predict.labelled("eps").data, 20, 0)
     assert all(len(p.truth.objects) == 1 and p.label is not None and 0 <= p.label < 80 for p in prompts)
+
+
+def test_what_arms_predict_is_said_where_it_is_v_for_all() -> None:
+    report = made_up(True)["how_many_steps"]
+    assert "predicting" not in chains.told(report)[0]
+    report = {**report, "arms": {name: {**one, "target": "v"} for name, one in report["arms"].items()}}
+    assert "each, predicting v, one seed" in chains.told(report)[0] and "，预测 v，" in chains.told(report)[1]
+    first = next(iter(report["arms"]))
+    assert chains.predicted({**report, "arms": {**report["arms"], first: {**report["arms"][first], "target": "eps"}}}) == ("", "")

@@ -61,7 +61,8 @@ def test_arms_differ_in_the_dropped_class_alone() -> None:
     plain, free = two_guidances.labelled(0.0), two_guidances.labelled(0.1)
     assert plain.dropout == 0 and free.dropout == 0.1 and dataclasses.replace(free, dropout=0.0) == plain
     assert plain.guide is None and "guide" not in plain.neighbours and plain.data == adm().data
-    assert plain.family.config == {**adm().family.config, "learn_sigma": False} and plain.process.config["target"] == "v"  # type: ignore[union-attr]
+    assert plain.family.config == {**adm().family.config, "learn_sigma": False}
+    assert plain.process is not None and plain.process.config["target"] == "v"
 
 
 def test_a_classifier_leads_where_it_has_a_scale() -> None:

@@ -41,13 +41,14 @@ from triptych.recipe import Data, Recipe
 from triptych.training import train
 
 __all__ = [
-    "AHEAD", "CLEAR", "Arm", "Ruler", "apart", "changed", "costs", "drawn", "drawn_by", "exact", "learnt", "listed", "reader",
-    "real_pictures", "right", "run", "share", "swept", "taught", "told",
+    "AHEAD", "CLEAR", "Arm", "Ruler", "apart", "changed", "costs", "drawn", "drawn_by", "exact", "learnt", "listed", "predicted",
+    "reader", "real_pictures", "right", "run", "share", "swept", "taught", "told",
 ]  # fmt: skip
 
 RUNS = "out/claims-runs/diffusion"  # from ROOT
 AHEAD = 10_000_000  # between the seeds of what is learnt from and of what it is compared with
 PIECE = 50  # pictures drawn together, and kept in one file
+FEW = 8  # pictures of a step, with --quick
 # What is predicted where a claim is of something else. A network as small as these tints its pictures where it predicts eps (claim 29), and
 # whatever is compared drowns in that.
 CLEAR = {"target": "v", "loss": "simple", "variance": "fixed_small"}
@@ -67,9 +68,11 @@ class Arm(NamedTuple):
 
 def run(
     name: str, says: str | None, measure: Callable[..., dict[str, Any]], row: Callable[[Found], dict[str, evidence.Row]], *,
-    detector: bool = False, n: int = 500, **more: tuple[Any, Any, str],
+    detector: bool = False, n: int = 500, chart: Callable[[Found], str] | None = None, **more: tuple[Any, Any, str],
 ) -> None:  # fmt: skip
     """A script of a claim, from its options to its JSON: `found` in the report is what `measure(args, report, eyes)` returns.
+
+    chart: an SVG of `found`, written beside the JSON.
 
     Its options are those of every claim, --steps, --n, --references, --runs, and `more`: name -> (default, with --quick, help), where a
     tuple takes several numbers, a bool is a switch and None takes words. detector: measure(args, report, eyes, detector).
@@ -80,7 +83,7 @@ def run(
     report = evidence.begin(args, **seeing) | {"steps": args.steps, "n": args.n, "references": args.references, "arms": {}}
     report |= {one: value for one in more if isinstance(value := getattr(args, one), int)}
     report["found"] = measure(args, report, *seeing.values())
-    evidence.finish(report, args, name, row)
+    evidence.finish(report, args, name, row, chart)
 
 
 def parsed(says: str | None, n: int, more: Mapping[str, tuple[Any, Any, str]]) -> argparse.Namespace:
@@ -116,15 +119,15 @@ def changed(recipe: Recipe, *, process: Mapping[str, Any] | None = None, unet: M
     )  # fmt: skip
 
 
-def learnt(name: str, recipe: Recipe, args: Any, steps: int, **few: Any) -> tuple[Path, Path, float]:
-    """Train it for so many steps, or what is left of them: its model, its run's folder, its held-out loss. few: settings with --quick."""
+def learnt(name: str, recipe: Recipe, args: Any, steps: int, **few: Any) -> tuple[Path, Path, dict[str, float]]:
+    """Train it for so many steps, or what is left of them: its model, its run, its held-out measures. few: settings with --quick."""
     recipe = replace(
         recipe, name=name, steps=steps, seed=args.seed, validate_every=steps, preview_every=steps, preview_prompts=(),
         save_every=min(250, steps), keep=1,
     )  # fmt: skip
     quick: dict[str, Any] = {}
     if args.quick:
-        recipe = replace(recipe, batch=8, compile=False, **few)
+        recipe = replace(recipe, batch=FEW, compile=False, **few)
         quick = {"data": data.build(recipe.data)}  # and no held-out loss
     folder = args.runs / f"{name}-{steps}-{args.seed}"
     print(f"{name}: {folder}", file=sys.stderr, flush=True)
@@ -135,11 +138,11 @@ def learnt(name: str, recipe: Recipe, args: Any, steps: int, **few: Any) -> tupl
     return result.model, folder, result.validation
 
 
-def costs(card: Mapping[str, Any], held_out: Any) -> dict[str, Any]:
-    """What a report says of a panel that learnt: minutes, pictures (or texts) it saw, parameters, fingerprint, held-out loss."""
+def costs(card: Mapping[str, Any], held_out: Mapping[str, float], saw: str = "pictures") -> dict[str, Any]:
+    """What a report says of a panel that learnt. saw: of what it counts how many it learnt from."""
     return {
-        "minutes": 60 * card["hours"], "pictures": card["examples"], "parameters": card["parameters"], "fingerprint": card["fingerprint"],
-        "held_out": held_out,
+        "minutes": 60 * card["hours"], saw: card["examples"], "parameters": card["parameters"], "fingerprint": card["fingerprint"],
+        "held_out": dict(held_out),
     }  # fmt: skip
 
 
@@ -147,9 +150,10 @@ def taught(name: str, recipe: Recipe, args: Any, report: dict[str, Any] | None =
     """Train it for args.steps; the report's `arms` are told of it."""
     place, folder, held_out = learnt(name, recipe, args, args.steps)
     model = triptych.load(place)
-    known = costs(model.generator.network.card, held_out)
+    assert recipe.process is not None
+    known = {**costs(model.generator.network.card, held_out), "target": recipe.process.config.get("target", "eps")}
     if report is not None:
-        report["batch"] = 8 if args.quick else recipe.batch
+        report["batch"] = FEW if args.quick else recipe.batch
         report["arms"][name] = known
     return Arm(model, folder, known)
 
@@ -267,15 +271,21 @@ def apart(a: Found, b: Found) -> int:
 # --- in words ---------------------------------------------------------------------------------------------------------------
 
 
+def predicted(report: Found) -> tuple[str, str]:
+    """Where all arms predict v, that they do, as rows say it, in English and Chinese."""
+    return (", predicting v", "，预测 v") if {one.get("target") for one in report["arms"].values()} == {"v"} else ("", "")
+
+
 def told(report: Found) -> tuple[str, str]:
     """How long arms learnt, and how many pictures were drawn, as rows say it, in English and Chinese."""
     took = [one["minutes"] for one in report["arms"].values()]
     least, most = (f"{one:.1f}" for one in (min(took), max(took)))
     spans = least if least == most else f"{least}-{most}"
     steps, batch, n, m = (f"{report[key]:,}" for key in ("steps", "batch", "n", "references"))
+    en, zh = predicted(report)
     return (
-        f"{steps} steps of {batch} pictures ({spans} minutes) each, one seed; FD of {n} drawn scenes from {m} real ones",
-        f"每种训练 {steps} 步、每步 {batch} 张图（{spans} 分钟），一个种子；FD 由 {n} 张生成图与 {m} 张真实图算得",
+        f"{steps} steps of {batch} pictures ({spans} minutes) each{en}, one seed; FD of {n} drawn scenes from {m} real ones",
+        f"每种训练 {steps} 步、每步 {batch} 张图（{spans} 分钟）{zh}，一个种子；FD 由 {n} 张生成图与 {m} 张真实图算得",
     )
 
 

@@ -42,7 +42,7 @@ if __package__ in (None, ""):
 
 from scripts.claims import chains, evidence, words
 from scripts.claims.evidence import Row, around, percent
-from triptych import catalog, checkpoint
+from triptych import catalog
 from triptych.contracts import Prompt
 from triptych.judges._moments import Gaussian, frechet, gaussian_of
 from triptych.recipes.diffusion import ddpm
@@ -52,6 +52,7 @@ NAME = Path(__file__).stem
 ENCODERS = {"small": 56, "middle": 112, "large": 224}  # name -> T5's width
 WIDTHS = (8, 16, 24)  # of the U-Net
 GUIDANCES = (1.0, 2.0, 4.0, 8.0)
+COLOURS = {"small": "#bf8700", "middle": "#0969da", "large": "#8250df"}
 Points = Sequence[tuple[float, float]]  # (score, FD)
 Cell = tuple[str, int]  # text encoder, U-Net
 CELLS = [(encoder, width) for encoder in ENCODERS for width in WIDTHS]
@@ -161,9 +162,6 @@ def measure(args: Any, report: dict[str, Any], eyes: Any, detector: Any) -> dict
         }  # fmt: skip
         one = told[best(told)]
         print(f"{encoder}, {width}: FD {around(one['FD'])}, exact {percent(one['exact'])}, guidance {best(told)}", flush=True)
-    chart = evidence.folder_of(args) / f"{NAME}.svg"
-    checkpoint.write_atomically(chart, curves(found).encode())
-    print(chart)
     found["effects"] = bootstrapped(seen, gaussian_of(ruler.real_MD), 5 if args.quick else args.resamples, args.seed)
     return found
 
@@ -174,9 +172,6 @@ def best(guidances: Mapping[str, Any]) -> str:
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------------------
-
-
-COLOURS = {"small": "#bf8700", "middle": "#0969da", "large": "#8250df"}
 
 
 def curves(found: Mapping[str, Any]) -> str:
@@ -268,7 +263,7 @@ def thousands(n: int) -> str:
 
 if __name__ == "__main__":
     chains.run(
-        NAME, __doc__, measure, row, detector=True, n=300, draw=(25, 2, "steps of the chain"),
+        NAME, __doc__, measure, row, detector=True, n=300, chart=curves, draw=(25, 2, "steps of the chain"),
         words=(600, 2, f"steps of {words.CAPTIONS} texts that each text encoder learns before"),
         guidances=(GUIDANCES, (1.0, 4.0), "how strongly words pull, each a point of the curves"),
         resamples=(200, 5, "of the bootstrap"),

@@ -21,7 +21,7 @@ from benchmarks.machine import facts
 from benchmarks.race import load
 from triptych.eyes import DETECTOR, EYES
 
-__all__ = ["ROOT", "Row", "around", "begin", "estimate", "finish", "fit", "folder_of", "interval", "line", "options", "percent", "shown_by"]
+__all__ = ["ROOT", "Row", "around", "begin", "estimate", "finish", "fit", "interval", "line", "options", "percent", "shown_by"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("docs/results/claims")  # from ROOT
@@ -77,21 +77,25 @@ def _fingerprint(model: Any) -> Any:
     return model.fingerprint if hasattr(model, "fingerprint") else model.fingerprints
 
 
-def folder_of(args: argparse.Namespace) -> Path:
-    """Where figures go."""
-    folder: Path = args.out or ROOT / ("out/claims" if args.quick else RESULTS)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def finish(
+    report: dict[str, Any], args: argparse.Namespace, name: str, row: Callable[[Mapping[str, Any]], dict[str, Row]],
+    chart: Callable[[Mapping[str, Any]], str] | None = None,
+) -> None:  # fmt: skip
+    """Write NAME.json, and NAME.svg where there is a chart of what was found; print the rows that the survey will take from it.
 
-
-def finish(report: dict[str, Any], args: argparse.Namespace, name: str, row: Callable[[Mapping[str, Any]], dict[str, Row]]) -> None:
-    """Write NAME.json, and print the rows that the survey will take from it. Raises ValueError for a figure that is not finite."""
+    Raises ValueError for a figure that is not finite.
+    """
     report["minutes"] = round((time.time() - report.pop("started")) / 60, 2)
-    path = folder_of(args) / f"{name}.json"
+    folder = args.out or ROOT / ("out/claims" if args.quick else RESULTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     print(f"{path}, {report['minutes']} minutes")
-    for one in row(json.loads(text)).values():
+    read = json.loads(text)
+    if chart is not None:
+        path.with_suffix(".svg").write_text(chart(read["found"]), encoding="utf-8")
+    for one in row(read).values():
         print(line(one))
 
 

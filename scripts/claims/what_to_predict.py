@@ -4,16 +4,16 @@
 
 At a given x_t each of the five is an affine function of x0, so that any of them draws in the same way; what differs is what the mean
 square is taken of, and so which times weigh how much. "previous" asks for x_{t-1} itself, which no network can know: its best guess is
-the mean. The mean is learnt in two ways, by the plain square, with which the paper got no pictures, and by the bound, with which it did
-(table 2). All else is the recipe `ddpm`, with that recipe's learning rate, which was chosen for the noise.
+the mean. The mean is learnt in two ways, by the plain square, as all the others are, and weighted as the bound weights it. All else is the
+recipe `ddpm`, with that recipe's learning rate, which was chosen for the noise.
 
 Object accuracy needs words to be asked for, and the recipe `ddpm` hears none: here its U-Net hears a class, and learns from the labelled
 pictures of the recipe `adm`: one thing of ten colours and eight shapes, 80 classes. No guidance. Every arm sees the same pictures.
 
 chain    --chained pictures in all 1,000 steps, as the paper drew: each step goes to the mean that the network says, or that follows from
          what it says. A mean is taken as it is said, as the authors' code does; a guess of x0, eps or v is held to the range of pixels
-DDIM     --n pictures in --draw steps (eta 0). To jump, x0 must follow from what is said, and an error of a mean is enlarged some fifty
-         times on the way: a mean is no good guess to jump by
+DDIM     --n pictures in --draw steps (eta 0). To jump, x0 must follow from what is said, and an error of a mean is enlarged on the way, at
+         step 50 of the linear schedule 27 times, at step 500 326 times: a mean is no good guess to jump by
 FD       from real pictures
 exact    how often the detector reads the thing that was asked, with its colour, and nothing else; and of real pictures
 

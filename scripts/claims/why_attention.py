@@ -118,10 +118,11 @@ def figures(found: Mapping[str, Any], report: Mapping[str, Any], names: Mapping[
 def told(report: Mapping[str, Any]) -> tuple[str, str]:
     """What all arms have in common."""
     steps, batch, n = (f"{report[key]:,}" for key in ("steps", "batch", "n"))
+    en, zh = chains.predicted(report)
     return (
-        f"{steps} steps of {batch} pictures each, one seed, parameters within 4 % of one another; {n} held-out compositions in English and "
-        f"Chinese, the chain in {report['draw']} steps, guidance 3",
-        f"每种训练 {steps} 步、每步 {batch} 张图，一个种子，参数量相差不超过 4 %；{n} 个中英文留出组合，链 {report['draw']} 步，引导 3",
+        f"{steps} steps of {batch} pictures each{en}, one seed, parameters within 4 % of one another; {n} held-out compositions in English "
+        f"and Chinese, the chain in {report['draw']} steps, guidance 3",
+        f"每种训练 {steps} 步、每步 {batch} 张图{zh}，一个种子，参数量相差不超过 4 %；{n} 个中英文留出组合，链 {report['draw']} 步，引导 3",
     )
 
 

@@ -58,8 +58,7 @@ def taught(name: str, recipe: Recipe, args: Any, report: dict[str, Any] | None =
     model, _, held_out = chains.learnt(name, recipe, args, steps, task_options=few)
     panel = checkpoint.load_panel(model, PLACE)
     if report is not None:
-        known = chains.costs(panel.card, held_out)
-        report.setdefault("encoders", {})[name] = known | {"texts": known.pop("pictures"), **sizes(panel)}
+        report.setdefault("encoders", {})[name] = {**chains.costs(panel.card, held_out, "texts"), **sizes(panel)}
     return model
 
 
