@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .catalog import nearest
+from .catalog import names, nearest
 
 __all__ = [
     "Data", "Family", "Guide", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override", "to_mapping",
@@ -24,6 +24,7 @@ __all__ = [
 _strict = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_NEIGHBOURS = {"text_encoder": "text_encoders", "decoder": "decoders"}
 Bound = Annotated[str, Field(pattern=r"^(<=|>=) *-?[0-9.]+(e-?[0-9]+)?$")]
 
 
@@ -166,7 +167,11 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """`["optimizer.lr=1e-4", "data.size=64"]`. The value is read as YAML. Raises ValueError for a path that is not there."""
+    """`["optimizer.lr=1e-4", "data.size=64"]`. The value is read as YAML. Raises ValueError for a path that is not there.
+
+    "text_encoder=bert/scenes" puts a family there, of that size, which learns with the panel; "text_encoder=RUN/model" a model's own,
+    frozen. So does "decoder=".
+    """
     import yaml
 
     values = to_mapping(recipe)
@@ -174,6 +179,9 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         path, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set {setting!r} lacks '='; write a.b=value")
+        if path.strip() in _NEIGHBOURS:
+            values["neighbours"][path.strip()] = _neighbour(path.strip(), text.strip())
+            continue
         at: Any = values
         *parents, last = path.strip().split(".")
         for part in parents:
@@ -191,6 +199,13 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
                 pass
         at[last] = value
     return from_mapping(values)
+
+
+def _neighbour(place: str, said: str) -> dict[str, Any]:
+    name, _, size = said.partition("/")
+    if name in names(_NEIGHBOURS[place]):
+        return {"family": {"name": name, "size": size or None}, "trained": place == "text_encoder"}
+    return {"model": said}
 
 
 def _child(at: Any, part: str, path: str) -> Any:

@@ -266,8 +266,9 @@ SHORT = ["steps=3", "batch=4", "save_every=3", "task_options.vocabulary_texts=30
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_generator_is_trained_with_it(family: str, tmp_path: Path) -> None:
     """Built new and trained along, chosen as the command line chooses it."""
+    recipe = override(recipes.get("tiny"), [*SHORT, f"text_encoder={family}/tiny"])
     chosen = [f"neighbours.text_encoder.family.{field}" for field in (f"name={family}", "size=tiny")]
-    recipe = override(recipes.get("tiny"), [*SHORT, *chosen])
+    assert recipe == override(recipes.get("tiny"), [*SHORT, *chosen])
     task = build_task(recipe)
     assert isinstance(task, GeneratorTask) and type(task.text_encoder) is catalog.family("text_encoders", family)
     before = {name: p.detach().clone() for name, p in task.text_encoder.named_parameters()}  # type: ignore[attr-defined]
@@ -281,8 +282,9 @@ def test_a_generator_is_trained_with_it(family: str, tmp_path: Path) -> None:
 def test_a_generator_listens_to_one_that_was_trained_before(run: tuple[str, Path], tmp_path: Path) -> None:
     """Frozen, from the run's folder; it stays as it was, bit for bit, in the generator's own model."""
     family, out = run
+    recipe = override(recipes.get("tiny"), [*SHORT, f"text_encoder={out / 'model'}"])
     where = [f"neighbours.text_encoder.{field}" for field in ("family=null", f"model={out / 'model'}", "trained=false")]
-    recipe = override(recipes.get("tiny"), [*SHORT, *where])
+    assert recipe == override(recipes.get("tiny"), [*SHORT, *where])
     assert train(recipe, out=tmp_path, report=Report(quiet=True), device="cpu").reason == "finished"
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "model/text_encoder" / name).read_bytes() == (out / "model/text_encoder" / name).read_bytes()

@@ -159,6 +159,7 @@ def train(
     triptych train tiny                                         does it all run? under a minute
     triptych train own --data my-pictures                       fine-tune the embedded generator
     triptych train emoji --set steps=2000 --set batch=32 --dry-run
+    triptych train ldm --set text_encoder=bert/scenes           another panel 1: a family's size, or a model that was trained
     triptych train emoji --out runs/mine --resume
     triptych show recipes/emoji > mine.yaml && triptych train mine.yaml
     triptych train --all emoji --dry-run                        every recipe of a group: the plan, and its minutes

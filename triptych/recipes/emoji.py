@@ -5,7 +5,7 @@
     triptych train emoji                                        # panel 2
     triptych train emoji-upscaler && triptych train emoji-upscaler-256      # panel 3
 
-Each run writes RUN/model/; `--set neighbours.text_encoder.model=RUN/model` hands it to the next. Without that a recipe takes the
+Each run writes RUN/model/; `--set text_encoder=RUN/model` hands it to the next. Without that a recipe takes the
 neighbours of the embedded model, so that any one panel can be trained again alone.
 """
 
@@ -61,7 +61,7 @@ def emoji() -> Recipe:
     534,000 pictures brought 22 % of the names; with the times and the loss below 448,000 more brought 97 %. The grain that is left then
     goes in a short run of its own, with panel 1 frozen and times of all kinds (98.7 %):
 
-    triptych train emoji --init RUN/model --set neighbours.text_encoder.model=RUN/model --set neighbours.text_encoder.trained=false \\
+    triptych train emoji --init RUN/model --set text_encoder=RUN/model \\
         --set process.config.loss=v --set process.config.mean=0.8 --set process.config.uniform=0.3 \\
         --set optimizer.lr=6e-4 --set optimizer.decay=0.9 --set steps=1300 --set ema=0.1
 

@@ -9,7 +9,7 @@ Names and keywords of emoji and sentences of scenes, in English and Chinese. The
 vocabulary of 2,048 tokens, and have 0.53 or 0.54 M parameters, so that what differs is the network and its task. CLIP's tower has a
 tokenizer of its own and 2.6 M. Any of them is then the text encoder of a generator, frozen, or learning with it:
 
-    triptych train emoji --set neighbours.text_encoder.model=RUN/model --set neighbours.text_encoder.trained=false
+    triptych train emoji --set text_encoder=RUN/model
 """
 
 from __future__ import annotations
