@@ -258,9 +258,11 @@ def sd_clip() -> Recipe:
 def sd() -> Recipe:
     """Stable Diffusion (arXiv 2112.10752), small: CLIP's words, 64 x 64 pictures as 16 x 16 x 4 latents, DDPM training, DDIM sampling.
 
-    It guesses v, as SD 2.x does: by eps, a network of this size and budget hears what is asked for, and hardly where.
+    It guesses eps, as SD 1.x does. By v (`--set process.config.target=v`), as SD 2.x has it, single things come out clearer, but no measure
+    is better: FD 8.3 against 6.6, CLIP score 62.6 against 64.0, everything right in 2.2 % against 1.8 % (`scripts/measure_diffusion.py`,
+    N = 500).
     """
     return _latent(
-        "sd", target="v", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12, "norm_groups": 8},
+        "sd", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12, "norm_groups": 8},
         neighbours={"text_encoder": Neighbour(model="sd-clip"), **LATENTS}, data=Data(sources=PAIRS, size=64), steps=12000,
     )  # fmt: skip
