@@ -192,7 +192,8 @@ def layout() -> Recipe:
     """Boxes to pictures: a transformer reads them, cross-attention hears it (arXiv 2112.10752, section 4.3.1). The authors never showed
     how their boxes were made; these are the scenes', or a COCO file's (data source `coco`).
 
-    It guesses v: by eps, with the same budget, what is in the boxes was drawn, and hardly where they are (mean IoU 0.14 at guidance 3).
+    It guesses v: by eps, with the same budget, things stood at places that followed the seed, not the boxes (32 % of pictures all right,
+    and by v 48 %; `scripts/measure_diffusion.py`, N = 500).
     """
     from ..data.ports import class_names
 
