@@ -260,9 +260,9 @@ def sd_clip() -> Recipe:
 def sd() -> Recipe:
     """Stable Diffusion (arXiv 2112.10752), small: CLIP's words, 64 x 64 pictures as 16 x 16 x 4 latents, DDPM training, DDIM sampling.
 
-    It guesses eps, as SD 1.x does. By v (`--set process.config.target=v`), as SD 2.x has it, single things come out clearer, but no measure
-    is better: FD 8.3 against 6.6, CLIP score 62.6 against 64.0, everything right in 2.2 % against 1.8 % (`scripts/measure_diffusion.py`,
-    N = 500).
+    It guesses eps, as SD 1.x does. By v (`--set process.config.target=v`), as SD 2.x has it, single things come out clearer to the eye, but
+    no measure is better beyond its interval: FD 8.3 against 6.6, CLIP score 62.6 against 64.0, everything right in 2.2 % against 1.8 %
+    (`scripts/measure_diffusion.py`, N = 500).
     """
     return _latent(
         "sd", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12, "norm_groups": 8},
