@@ -188,6 +188,7 @@ PAGE = """# Diffusion systems, small, side by side
 Written by `scripts/measure_diffusion.py` (N = {n} held-out scenes, seed {seed}; figures in [diffusion.json](diffusion.json)). What a system
 hears besides words is made from the same scene; who hears more draws the easier picture, so compare within "hears". The compositions are
 new to those who hear words, not to those who hear classes. Minutes are of one core that other work shared, unless the card says otherwise.
+Systems may have been measured on different days, and pictures/s of one machine then differ with no code changed (`layout`: 17 and 24).
 
 {table}
 

@@ -24,8 +24,9 @@ __all__ = [
 _strict = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_NEIGHBOURS = {"text_encoder": "text_encoders", "decoder": "decoders"}
 Bound = Annotated[str, Field(pattern=r"^(<=|>=) *-?[0-9.]+(e-?[0-9]+)?$")]
+
+_NEIGHBOURS = {"text_encoder": "text_encoders", "decoder": "decoders"}  # places that --set fills by one word, and their families' kind
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -169,8 +170,8 @@ def to_yaml(recipe: Recipe) -> str:
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """`["optimizer.lr=1e-4", "data.size=64"]`. The value is read as YAML. Raises ValueError for a path that is not there.
 
-    "text_encoder=bert/scenes" puts a family there, of that size, which learns with the panel; "text_encoder=RUN/model" a model's own,
-    frozen. So does "decoder=".
+    "text_encoder=bert/scenes" puts a new one of that family and size there, which learns with the panel, "text_encoder=RUN/model" a
+    model's, frozen. So does "decoder=", where a new one is frozen too (a family without weights: identity).
     """
     import yaml
 
@@ -180,6 +181,7 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         if not equals:
             raise ValueError(f"--set {setting!r} lacks '='; write a.b=value")
         if path.strip() in _NEIGHBOURS:
+            _child(values["neighbours"], path.strip(), path)
             values["neighbours"][path.strip()] = _neighbour(path.strip(), text.strip())
             continue
         at: Any = values
@@ -202,6 +204,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 
 def _neighbour(place: str, said: str) -> dict[str, Any]:
+    if not said:
+        raise ValueError(f"--set {place}= names nothing: give a family, as FAMILY/SIZE, or a model")
     name, _, size = said.partition("/")
     if name in names(_NEIGHBOURS[place]):
         return {"family": {"name": name, "size": size or None}, "trained": place == "text_encoder"}

@@ -284,8 +284,10 @@ def told(report: Found) -> tuple[str, str]:
     steps, batch, n, m = (f"{report[key]:,}" for key in ("steps", "batch", "n", "references"))
     en, zh = predicted(report)
     return (
-        f"{steps} steps of {batch} pictures ({spans} minutes) each{en}, one seed; FD of {n} drawn scenes from {m} real ones",
-        f"每种训练 {steps} 步、每步 {batch} 张图（{spans} 分钟）{zh}，一个种子；FD 由 {n} 张生成图与 {m} 张真实图算得",
+        f"{steps} steps of {batch} pictures ({spans} minutes by the clock, other work and pauses included) each{en}, one seed; "
+        f"FD of {n} drawn scenes from {m} real ones",
+        f"每种训练 {steps} 步、每步 {batch} 张图（按时钟 {spans} 分钟，含其他工作和停顿）{zh}，一个种子；"
+        f"FD 由 {n} 张生成图与 {m} 张真实图算得",
     )
 
 

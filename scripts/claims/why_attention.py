@@ -9,7 +9,7 @@ Each way adds one thing to the one before it. "No attention" means none in the m
 v is predicted (`chains.CLEAR`), on scenes alone: panel 1 is the embedded `emoji`, frozen; a tenth of the texts are dropped; drawn by the
 strided chain with guidance 3, but for the silent one. `words` is that recipe's network. What the others lack in parameters they are given
 as width (18 for 16, norms of 6 groups for 8) and as a wider code of the time: they have 0 to 4 % more. Width costs more time than attention
-on 8 x 8 positions does: minutes stand beside.
+on 8 x 8 positions does.
 
 exact     compositions that no training showed: how often the detector reads what was asked, with its colours and places, and nothing else
 things    shape and colour alone: of all things that were asked for or seen, how many are both; it says more where whole scenes are rare
@@ -99,7 +99,7 @@ def heads(ways: Mapping[str, Any], rungs: Mapping[tuple[str, str], tuple[str, st
 
 
 def figures(found: Mapping[str, Any], report: Mapping[str, Any], names: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """Each way's accuracies, and what it cost; real pictures' too."""
+    """Each way's accuracies and parameters; real pictures' too. No minutes: by the clock, they are those of whatever else ran."""
     every = {**found["ways"], "": found["ceiling"]}
 
     def listed(language: int, comma: str, stop: str) -> str:
@@ -107,9 +107,8 @@ def figures(found: Mapping[str, Any], report: Mapping[str, Any], names: Mapping[
         for way, one in every.items():
             arm = report["arms"].get(f"text-{way}")
             name = names[way][language] if way else ("real pictures", "真实图")[language]
-            cost = (" ({:,} parameters, {:.1f} minutes)", "（{:,} 个参数，{:.1f} 分钟）")[language]
-            cost = cost.format(arm["parameters"], arm["minutes"]) if arm else ""
-            parts.append(f"{name} {comma.join(percent(one[what]) for what in MEASURES)}{cost}")
+            large = (" ({:,} parameters)", "（{:,} 个参数）")[language].format(arm["parameters"]) if arm else ""
+            parts.append(f"{name} {comma.join(percent(one[what]) for what in MEASURES)}{large}")
         return stop.join(parts)
 
     return listed(0, ", ", "; "), listed(1, "、", "；")

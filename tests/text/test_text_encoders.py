@@ -15,7 +15,7 @@ import triptych
 from tests.text.words import TEXTS
 from triptych import catalog, checkpoint, recipes
 from triptych.contracts import Batch, Prompt, Rng
-from triptych.recipe import Data, Family, Optimizer, Recipe, Source, override
+from triptych.recipe import Data, Family, Neighbour, Optimizer, Recipe, Source, override
 from triptych.text_encoders.t5 import SpanCorruption
 from triptych.training import GeneratorTask, Report, build_task, train
 
@@ -277,6 +277,17 @@ def test_a_generator_is_trained_with_it(family: str, tmp_path: Path) -> None:
     assert moved == before.keys()
     model = triptych.load(tmp_path / "model")
     assert type(model.text_encoder) is type(task.text_encoder) and model.generate(["a red circle"], seeds=[0])[0].size == (8, 8)
+
+
+def test_one_word_for_a_neighbour() -> None:
+    """A decoder is never trained along; a place that the recipe has not is no place."""
+    changed = override(recipes.get("tiny"), ["decoder=identity/tiny"])
+    assert changed.neighbours["decoder"] == Neighbour(family=Family(name="identity", size="tiny"))
+    assert override(recipes.get("tiny"), ["decoder=kl"]).neighbours["decoder"] == Neighbour(model="kl")
+    with pytest.raises(ValueError, match="names nothing: give a family"):
+        override(recipes.get("tiny"), ["text_encoder="])
+    with pytest.raises(ValueError, match="--set text_encoder: no field 'text_encoder'"):
+        override(recipes.get("kl"), ["text_encoder=bert"])
 
 
 def test_a_generator_listens_to_one_that_was_trained_before(run: tuple[str, Path], tmp_path: Path) -> None:

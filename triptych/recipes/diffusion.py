@@ -193,7 +193,7 @@ def layout() -> Recipe:
     how their boxes were made; these are the scenes', or a COCO file's (data source `coco`).
 
     It guesses v: by eps, with the same budget, things stood at places that followed the seed, not the boxes (32 % of pictures all right,
-    and by v 48 %; `scripts/measure_diffusion.py`, N = 500).
+    and by v 48 %; `scripts/measure_diffusion.py --models layout` of either, embedded; N = 500).
     """
     from ..data.ports import class_names
 
@@ -207,7 +207,7 @@ def layout() -> Recipe:
 
 def inpainting() -> Recipe:
     """A part drawn anew: the masked picture's latents and the mask stand beside x_t (arXiv 2112.10752, section 4.5). It guesses v: of 500
-    pictures 13 % came out all right, by eps 7 %."""
+    pictures 13 % came out all right, by eps 7 % (`scripts/measure_diffusion.py --models inpainting` of either, embedded)."""
     words = Family(name="picture", size="masked", config={"size": 8, "channels": 4})
     data = Data(sources=SCENES, size=32, ports=(Source(name="hole"),))
     sampling = {"sampler": "ddim", "steps": 50}
@@ -262,7 +262,7 @@ def sd() -> Recipe:
 
     It guesses eps, as SD 1.x does. By v (`--set process.config.target=v`), as SD 2.x has it, single things come out clearer to the eye, but
     no measure is better beyond its interval: FD 8.3 against 6.6, CLIP score 62.6 against 64.0, everything right in 2.2 % against 1.8 %
-    (`scripts/measure_diffusion.py`, N = 500).
+    (`scripts/measure_diffusion.py --models sd` of either, embedded; N = 500).
     """
     return _latent(
         "sd", unet={"width": 24, "multipliers": (1, 2), "attention": (0, 1), "head_width": 12, "norm_groups": 8},
