@@ -191,11 +191,8 @@ def made_up(better: bool) -> dict[str, dict[str, Any]]:
     straight = {"variance": figure(0.01), "edges": figure(0.1), "from_mean": figure(0.1), "FD": fd(90.0), "steps": 1} if better else whole
     uneven = {"log_snr_inside": 0.6, "log_snr_all": 1.9, "bar": 0.9, "spent": 0.3}
     schedules = {
-        "linear": {"drops": uneven, "FD": {one: {"10": fd(5.0), "50": fd(5.0)} for one in cosine_or_linear.SPACINGS}},
-        "cosine": {
-            "drops": {key: v / 2 for key, v in uneven.items()} if better else uneven,
-            "FD": {"trailing": {"10": fd(90.0), "50": fd(90.0)}, "leading": {"10": fd(low), "50": fd(low)}},
-        },
+        "linear": {"drops": uneven, "FD": {"10": fd(5.0), "50": fd(5.0)}},
+        "cosine": {"drops": {key: v / 2 for key, v in uneven.items()} if better else uneven, "FD": {"10": fd(low), "50": fd(low)}},
     }
     fast = {str(steps): fd(3.0 if better else 8.0) for steps in (10, 50)}
     back = {"10": figure(15.0), "200": figure(40.0 if better else 20.0)}

@@ -6,10 +6,9 @@ drop     how much each of the 1,000 steps takes away, of log SNR = log alpha-bar
          would be equal drops. Told: the deviation of the drops as a share of their mean, of log SNR without the first and the last
          twentieth of the steps, for the ends of any schedule fall steeply; and the share of steps whose alpha-bar is below 1 %, where
          little is left to take away.
-FD       of the recipe `ddpm` and of the same with the cosine schedule, by the chain (variance: beta~) in each number of steps: a strided
-         chain jumps over its steps as if they were all alike. Each from t = 1 (`trailing`, as papers stride) and from below (`leading`):
-         at the end of a cosine schedule sigma / alpha is so large that what is wrong in a guess of eps tints the whole picture. A
-         schedule is as good as the better of its two
+FD       of the recipe `ddpm`, but that v is predicted (`chains.CLEAR`), and of the same with the cosine schedule, by the chain (variance:
+         beta~) in each number of steps: a strided chain jumps over its steps as if they were all alike. The paper predicts eps; there,
+         at the end of a cosine schedule, sigma / alpha is so large that what is wrong in a guess tints the whole picture
 
 Trained alike, on the same pictures. FD's intervals are bootstraps over drawn pictures, of one training. Writes cosine_or_linear.json.
 """
@@ -33,8 +32,7 @@ from triptych.recipes.diffusion import ddpm
 
 NAME = Path(__file__).stem
 COUNTS = (10, 50, 250)
-SPACINGS = {"trailing": ("from t = 1", "自 t = 1"), "leading": ("from below", "自其下")}
-SCHEDULES = {"linear": ("ddpm", {}), "cosine": ("cosine", {"beta_schedule": "cosine"})}  # -> arm, settings
+SCHEDULES = {"linear": ("v-ddpm", {}), "cosine": ("v-cosine", {"beta_schedule": "cosine"})}  # -> arm, settings
 
 
 def drops(config: process.Config) -> dict[str, Any]:
@@ -56,28 +54,19 @@ def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     found: dict[str, Any] = {"floor": ruler.floor, "counts": list(args.counts), "schedules": {}}
     for schedule, (name, settings) in SCHEDULES.items():
-        arm = chains.taught(name, chains.changed(ddpm(), process=settings), args, report)
-        model = chains.drawn_by(arm.model, variance="fixed_small")
-        fd = {
-            spacing: chains.swept(
-                model, arm.folder, args, ruler, args.counts, f"{schedule}, {said}", sampler="ddpm", spacing=spacing
-            ) for spacing, (said, _) in SPACINGS.items()
-        }  # fmt: skip
-        found["schedules"][schedule] = {"drops": drops(model.generator.process.config), "FD": fd}
+        arm = chains.taught(name, chains.changed(ddpm(), process={**chains.CLEAR, **settings}), args, report)
+        fd = chains.swept(arm.model, arm.folder, args, ruler, args.counts, schedule, sampler="ddpm")
+        found["schedules"][schedule] = {"drops": drops(arm.model.generator.process.config), "FD": fd}
     return found
 
 
 # --- what is said of it -------------------------------------------------------------------------------------------------------
 
 
-def best(one: Mapping[str, Any], steps: str) -> Mapping[str, Any]:
-    return min((every[steps] for every in one["FD"].values()), key=lambda fd: fd["value"])
-
-
 def row(report: Mapping[str, Any]) -> dict[str, Row]:
     linear, cosine = (report["found"]["schedules"][name] for name in SCHEDULES)
     counts = [str(one) for one in report["found"]["counts"]]
-    sides = [chains.apart(best(cosine, steps), best(linear, steps)) for steps in counts]
+    sides = [chains.apart(cosine["FD"][steps], linear["FD"][steps]) for steps in counts]
     wins, loses = ([steps for steps, side in zip(counts, sides, strict=True) if side == sign] for sign in (-1, 1))
     if loses:
         better = (f"does not hold, linear is better in {', '.join(loses)} steps", f"不成立，{'、'.join(loses)} 步时线性更好")
@@ -89,11 +78,8 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
     a, b = linear["drops"], cosine["drops"]
     alike = [("holds", "成立") if b[what] < a[what] else ("does not hold", "不成立") for what in ("log_snr_inside", "bar")]
 
-    def listed(one: Mapping[str, Any], language: int) -> str:
-        comma, stop = (", ", "; ") if language == 0 else ("、", "；")
-        return stop.join(
-            f"{SPACINGS[spacing][language]} {comma.join(around(fd[steps], 1) for steps in counts)}" for spacing, fd in one["FD"].items()
-        )
+    def listed(one: Mapping[str, Any], comma: str) -> str:
+        return comma.join(around(one["FD"][steps], 1) for steps in counts)
 
     took, floor = chains.told(report), around(report["found"]["floor"], 1)
     snr, whole, bar, spent = (
@@ -105,15 +91,15 @@ def row(report: Mapping[str, Any]) -> dict[str, Row]:
             f"steps more alike by log SNR: {alike[0][0]}, by alpha-bar: {alike[1][0]}; better pictures: {better[0]}. Linear / cosine: "
             f"drops of log SNR deviate by {snr} of their mean without the first and last twentieth of 1,000 steps ({whole} with them), "
             f"those of alpha-bar by {bar}; {spent} of the steps have alpha-bar below 1 %. "
-            f"{took[0]} (as many real ones: {floor}). In {', '.join(counts)} steps: linear {listed(linear, 0)}; cosine "
-            f"{listed(cosine, 0)}",
+            f"{took[0]} (as many real ones: {floor}). In {', '.join(counts)} steps: linear {listed(linear, ', ')}; "
+            f"cosine {listed(cosine, ', ')}",
         ),
         "zh": Row(
             "部分", "余弦调度胜过线性调度，因为每一步的作用相同", evidence.shown_by(NAME, "zh"),
             f"按 log SNR 各步更一致：{alike[0][1]}，按 alpha-bar：{alike[1][1]}；图更好：{better[1]}。"
             f"线性 / 余弦：去掉首尾各二十分之一后，1000 步中 log SNR 的降幅偏离其均值 {snr}（不去掉则为 {whole}），alpha-bar 的降幅偏离 "
             f"{bar}；alpha-bar 低于 1 % 的步占 {spent}。{took[1]}（同样多的真实图：{floor}）。"
-            f"{'、'.join(counts)} 步的 FD：线性 {listed(linear, 1)}；余弦 {listed(cosine, 1)}",
+            f"{'、'.join(counts)} 步的 FD：线性 {listed(linear, '、')}；余弦 {listed(cosine, '、')}",
         ),
     }  # fmt: skip
 

@@ -2,11 +2,12 @@
 
     python scripts/claims/how_many_steps.py [--steps 2500] [--n 500] [--most 250] [--rescaled] [--quick]
 
-The recipe `ddpm` with `num_timesteps` changed; betas run from 1e-4 to 0.02 in any number of steps, as surveys have them, so a short chain
-ends before its picture is gone. Drawing begins with N(0, 1) all the same: what the network then sees, it never saw in training.
+The recipe `ddpm`, but that v is predicted (`chains.CLEAR`), with `num_timesteps` changed; betas run from 1e-4 to 0.02 in any number of
+steps, as surveys have them, so a short chain ends before its picture is gone. Drawing begins with N(0, 1) all the same: what the network
+then sees, it never saw in training.
 
 end      alpha-bar, and the KL of x_T from N(0, 1): as in noise_at_once.py
-FD       of pictures drawn by the chain itself (variance: beta~), in --most of its steps or in all where it has fewer, as the recipe draws;
+FD       of pictures drawn by the chain itself, in --most of its steps or in all where it has fewer, as the recipe draws;
          and in 50 steps, whatever T is: the network is then asked as often for each
 --rescaled   two arms more, T = 50 and 300 with betas times 1000 / T, which end in noise: few steps alone, nothing left of the picture
 
@@ -44,12 +45,12 @@ def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     images_NCHW, _ = chains.real_pictures(ddpm().data, 40 if args.quick else 1000, args.seed)
     found: dict[str, Any] = {"floor": ruler.floor, "chains": {}}
     for name, process in arms(args.rescaled).items():
-        arm = chains.taught(name, chains.changed(ddpm(), process=process), args, report)
-        model = chains.drawn_by(arm.model, variance="fixed_small")
-        T = model.generator.process.config.num_timesteps
-        told: dict[str, Any] = {"T": T, "rescaled": "rescale" in process, "end": terminal(model.generator.process, images_NCHW, args.seed)}
+        arm = chains.taught(f"v-{name}", chains.changed(ddpm(), process={**chains.CLEAR, **process}), args, report)
+        chain = arm.model.generator.process
+        T = chain.config.num_timesteps
+        told: dict[str, Any] = {"T": T, "rescaled": "rescale" in process, "end": terminal(chain, images_NCHW, args.seed)}
         for what, steps in {"chain": min(T, args.most), "few": args.few}.items():
-            pictures, seconds = chains.drawn(model, arm.folder, args, sampler="ddpm", steps=steps)
+            pictures, seconds = chains.drawn(arm.model, arm.folder, args, sampler="ddpm", steps=steps)
             told[what] = {**ruler(pictures), "steps": steps, "seconds": seconds}
         found["chains"][name] = told
         print(f"{name}: FD {around(told['chain'])} in {told['chain']['steps']} steps, {around(told['few'])} in {args.few}", flush=True)

@@ -8,8 +8,8 @@ step asks only there. Its first step, beta = 1e-4, is a picture with hardly any 
 there, where there is next to nothing to learn, so that --steps teach the straight way as many times 32 pictures as the chain has 64.
 That is the price of changing nothing but settings; what the straight way learns, the mean, it has after the first few hundred steps.
 
-straight   one step of this network             chain       --draw steps of DDIM by the recipe `ddpm`
-first      one step of the recipe `ddpm`: its own guess of x0 from noise alone
+straight   one step of this network             chain       --draw steps of DDIM by the recipe `ddpm`, predicting v (`chains.CLEAR`)
+first      one step of that chain: its own guess of x0 from noise alone
 
 FD           from real scenes
 variance     of a pixel over the drawn pictures, mean over pixels, as a share of real pictures' (0: every start gives the same)
@@ -65,7 +65,7 @@ def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     other_NCHW, _ = chains.real_pictures(ddpm().data, args.n, args.seed + chains.AHEAD)
     times = 20 if args.quick else 300
     found: dict[str, Any] = {"real": {"FD": ruler.floor, **blurred(other_NCHW, real_NCHW, times)}}
-    chain = chains.taught("ddpm", ddpm(), args, report)
+    chain = chains.taught("v-ddpm", chains.changed(ddpm(), process=chains.CLEAR), args, report)
     straight = chains.taught("straight", chains.changed(ddpm(), process=STRAIGHT), args, report)
     for name, (arm, steps) in {"straight": (straight, 1), "chain": (chain, args.draw), "first": (chain, 1)}.items():
         pictures, seconds = chains.drawn(arm.model, arm.folder, args, sampler="ddim", steps=steps)

@@ -2,7 +2,8 @@
 
     python scripts/claims/which_variance.py [--steps 2500] [--n 500] [--counts 10 25 50 250 1000] [--bits 16] [--quick]
 
-small, large   the recipe `ddpm`, whose loss never sees the variance: one training, drawn with beta~ and with beta (of the strided chain)
+small, large   the recipe `ddpm`, but that v is predicted (`chains.CLEAR`); its loss never sees the variance: one training, drawn with
+               beta~ and with beta (of the strided chain)
 learnt         the same with `variance = learned_range` and the hybrid loss (arXiv 2102.09672): twice the channels at the end, and of all
                else nothing; the schedule stays linear
 
@@ -49,9 +50,9 @@ def bits(model: Any, images_NCHW: torch.Tensor, seed: int) -> dict[str, Any]:
 def measure(args: Any, report: dict[str, Any], eyes: Any) -> dict[str, Any]:
     ruler = chains.Ruler(eyes, ddpm().data, args)
     asked, _ = chains.real_pictures(ddpm().data, args.bits, args.seed + 2 * chains.AHEAD)
-    learning = chains.changed(ddpm(), process={"variance": "learned_range", "loss": "hybrid"}, unet={"learn_sigma": True})
-    fixed = chains.taught("ddpm", ddpm(), args, report)
-    learnt = chains.taught("learnt-variance", learning, args, report)
+    learning = {**chains.CLEAR, "variance": "learned_range", "loss": "hybrid"}
+    fixed = chains.taught("v-ddpm", chains.changed(ddpm(), process=chains.CLEAR), args, report)
+    learnt = chains.taught("v-learnt-variance", chains.changed(ddpm(), process=learning, unet={"learn_sigma": True}), args, report)
     found: dict[str, Any] = {"floor": ruler.floor, "counts": list(args.counts), "variances": {}}
     for variance in VARIANCES:
         arm = learnt if variance == "learned_range" else fixed
