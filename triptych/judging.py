@@ -131,8 +131,8 @@ def coco(captions: str | Path, folder: str | Path, n: int = 30_000, seed: int = 
     """
     from PIL import ImageOps
 
-    from .data.folder import opened
     from .data.index import as_images
+    from .data.picture import opened
 
     path, folder = Path(captions), Path(folder)
     try:

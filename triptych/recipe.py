@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass
 from .catalog import names, nearest
 
 __all__ = [
-    "Data", "Family", "Guide", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override", "to_mapping",
-    "to_yaml",
+    "Buckets", "Data", "Family", "Guide", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override",
+    "to_mapping", "to_yaml",
 ]  # fmt: skip
 
 _strict = ConfigDict(extra="forbid")
@@ -57,15 +57,30 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class Buckets:
+    """Pictures of many shapes, each in one near its own, about as large as data.size squared: batches are of one shape each.
+
+    step: sides are multiples of it (what the panels divide by).  slimmest: how many times as long as wide.
+    upscale: enlarge what is smaller than its bucket; else it stays out, and is counted.
+    """
+
+    step: Annotated[int, Field(ge=1, le=256)] = 8
+    slimmest: Annotated[float, Field(ge=1, le=16)] = 2.0
+    upscale: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class Data:
     """sources: drawn from by weight.  size: the pictures' side in pixels (0 = texts alone).
 
     ports: what else is said of each row than its words ("label", "low_resolution", "hole"...), in this order; they have no weight.
+    buckets: of a person's own pictures; None = each stands whole in a square.
     """
 
     sources: tuple[Source, ...] = (Source(name="emoji"),)
     size: Annotated[int, Field(ge=0, le=4096)] = 32
     ports: tuple[Source, ...] = ()
+    buckets: Buckets | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -232,7 +247,7 @@ def _explain(error: Any) -> str:
 def _fields_at(path: Sequence[Any]) -> list[str]:
     here: Any = Recipe
     by_name = {
-        "family": Family, "process": Family, "neighbours": Neighbour, "data": Data, "sources": Source, "ports": Source,
+        "family": Family, "process": Family, "neighbours": Neighbour, "data": Data, "buckets": Buckets, "sources": Source, "ports": Source,
         "optimizer": Optimizer, "guide": Guide,
     }  # fmt: skip
     for part in path:

@@ -17,7 +17,7 @@ import triptych
 from tests.contract import tiny
 from triptych.app import look
 from triptych.app import search as searching
-from triptych.data.folder import opened as open_picture
+from triptych.data.picture import opened as open_picture
 from triptych.data.scenes import CLASSES
 from triptych.eyes import Eyes, Pixels, as_tensor
 from triptych.vision.clip import CLIP

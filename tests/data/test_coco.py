@@ -170,5 +170,5 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.json is not JSON"):
         data.build(spec(folder, annotations=str(folder / "bad.json")))
     (folder / "pictures" / "007.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"1 of 40 pictures cannot be read: 007.png \(no picture that can be read\)"):
+    with pytest.raises(ValueError, match=r"1 of 40 pictures cannot be read: 007.png \(no PNG, JPEG, WEBP or GIF"):
         data.build(spec(folder))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from triptych import data
+from triptych.data import picture
 from triptych.recipe import Data, Source
 
 
@@ -44,7 +45,7 @@ def test_sidecars_and_split(tmp_path):
 
 
 def test_whole_picture_on_white_upright_and_never_mirrored(tmp_path):
-    from triptych.data.folder import fitted
+    from triptych.data.picture import fitted
 
     wide = np.full((10, 20, 3), 255, dtype=np.uint8)
     wide[:, :10], wide[:, 10:] = (255, 0, 0), (0, 0, 255)
@@ -85,7 +86,8 @@ def test_metadata_table(tmp_path):
     ('{"file_name": "..\\\\secret.png", "text": "x"}', r"leads out"),
     ('{"file_name": "p009.png", "text": "x"}', r"not there: p009\.png"),
     ('{"file_name": "p001.tiff", "text": "x"}', r"p001\.tiff.*no picture"),
-    ('{"file_name": "p001.png"}', r"metadata\.jsonl:1 needs"),
+    ('{"file_name": "p001.png"}', r"metadata\.jsonl:1 has none of the columns text, caption"),
+    ('{"file_name": "p001.png", "text": " "}', r"metadata\.jsonl:1 needs 'file_name' and 'text'"),
     ('["p001.png"]', r"metadata\.jsonl:1 needs"),
     ("{nonsense", r"metadata\.jsonl:1 is not JSON"),
     ("", r"is empty"),
@@ -119,10 +121,9 @@ def test_broken_pictures_are_named_or_refused(tmp_path, capsys):
         data.build(spec(folder))
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused(tmp_path, monkeypatch):
     folder = fill(tmp_path / "own", 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    monkeypatch.setattr(picture, "MOST_PIXELS", 150)
     with pytest.raises(ValueError, match="20 x 10 pixels are more than 150"):
         data.build(spec(folder))
 

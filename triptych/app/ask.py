@@ -58,7 +58,7 @@ class Given:
     @classmethod
     def of(cls, *, label: str | None = None, boxes: str | None = None, image: str | None = None, mask: str | None = None) -> Given:
         """As typed. Raises ValueError or Failure for boxes that cannot be read, and pictures that are broken or not there."""
-        from ..data.folder import opened
+        from ..data.picture import opened
 
         def picture(path: str | None) -> Image.Image | None:
             if path is None:

@@ -107,7 +107,7 @@ def _like(request: Request, old: Mapping[str, Any], model: TextToImage) -> tuple
         if not old and (request.like_by is not None or request.like_scale is not None):
             raise ValueError("--like-by and --like-scale say how a picture is resembled; say which: --like PICTURE")
         return None, ""
-    from ..data.folder import opened
+    from ..data.picture import opened
     from ..eyes import EYES
     from ..guides import Like
 

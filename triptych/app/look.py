@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..contracts import Prompt, Rng
-from ..data.folder import SUFFIXES, opened
+from ..data.picture import SUFFIXES, opened
 from ..data.sheet import font, sheet
 from ..eyes import DETECTOR, EYES, Eyes, Pixels, Sight, as_tensor
 from . import pictures, say

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import checkpoint
-from ..data.folder import SUFFIXES, fitted, opened
+from ..data.picture import SUFFIXES, fitted, opened
 from ..data.sheet import sheet
 from ..data.store import cache_folder
 from ..eyes import EYES, Eyes, Pixels, as_tensor

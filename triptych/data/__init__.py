@@ -47,17 +47,19 @@ def build(spec: Data, *, split: Split = "train") -> Dataset:
         if source.name not in SOURCES:
             raise ValueError(f"data.sources.{i}.name: no source {source.name!r}; {nearest(source.name, list(SOURCES))}")
         made = getattr(importlib.import_module(f"{__name__}.{source.name}"), SOURCES[source.name])
-        known = [name for name, p in inspect.signature(made).parameters.items() if name not in ("size", "split")]
+        taken = inspect.signature(made).parameters
+        known = [name for name in taken if name not in ("size", "split", "buckets")]
         for option in source.options:
             if option not in known:
                 raise ValueError(f"data.sources.{i}.options: {source.name} has no option {option!r}; {nearest(option, known)}")
-        sources.append(made(size=spec.size, split=split, **source.options))
+        shapes = {"buckets": spec.buckets} if spec.buckets and "buckets" in taken else {}
+        sources.append(made(size=spec.size, split=split, **shapes, **source.options))
     ports = ()
     if spec.ports:
         from .ports import build as build_ports
 
         ports = build_ports(spec.ports, spec.size)
-    return Dataset(sources, [source.weight for source in spec.sources], size=spec.size, ports=ports)
+    return Dataset(sources, [source.weight for source in spec.sources], size=spec.size, ports=ports, buckets=spec.buckets is not None)
 
 
 def describe(spec: Data) -> dict[str, Any]:

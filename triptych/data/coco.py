@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from ..contracts import Prompt
-from .folder import BROKEN_AT_MOST, _some, opened
+from .album import BROKEN_AT_MOST
+from .forms import some
 from .index import Row, draws, pick, place, stable_hash
+from .picture import opened
 from .store import stored
 
 __all__ = ["CocoSource", "cut"]
@@ -66,7 +68,7 @@ class CocoSource:
         digests = [_digest(picture.file) if size else str(picture.id) for picture in pictures]
         pixels = self._pixels(pictures, digests) if size else None
         if len(self.broken) > BROKEN_AT_MOST * len(pictures):
-            named = _some([f"{name} ({reason})" for name, reason in self.broken.items()])
+            named = some([f"{name} ({reason})" for name, reason in self.broken.items()])
             raise ValueError(f"{self.root}: {len(self.broken)} of {len(pictures)} pictures cannot be read: {named}; replace or remove them")
         for name, reason in self.broken.items():
             print(f"{self.root / name} is left out: {reason}", file=sys.stderr)
@@ -166,7 +168,7 @@ def _read(root: Path, instances: Path, captions: Path | None) -> tuple[tuple[str
         sizes[_field(one, "id", int, where)] = _inside(root, _field(one, "file_name", str, where), where), width, height
     missing = [str(file.relative_to(root)) for file, *_ in sizes.values() if not file.is_file()]
     if missing:
-        raise ValueError(f"{instances} names files that are not in {root}: {_some(missing)}")
+        raise ValueError(f"{instances} names files that are not in {root}: {some(missing)}")
     if not sizes or not classes:
         raise ValueError(f"{instances} holds {len(sizes)} images and {len(classes)} categories; there must be one of each at least")
 

@@ -2,6 +2,9 @@
 
     sample n = step * batch_size + row  ->  (source, position in it)  ->  (epoch, place in that epoch's permutation)
 
+or, where pictures have many shapes, the same of batches, each of one source and one shape (`buckets`).
+
+
 Every arrow is a pure function of the seed, so an order is resumed with one integer, and batch(seed, step) is the same whether the
 batches before it were read or not.
 """
@@ -19,7 +22,7 @@ import torch
 
 from ..contracts import Batch, Prompt, Rng
 
-__all__ = ["Dataset", "Port", "Row", "Source", "as_images", "deal", "draws", "pick", "place", "stable_hash"]
+__all__ = ["Dataset", "Port", "Row", "Source", "as_images", "deal", "deck", "draws", "permutation", "pick", "place", "stable_hash"]
 
 T = TypeVar("T")
 
@@ -35,7 +38,10 @@ class Row(NamedTuple):
 
 
 class Source(Protocol):
-    """count: the number of different examples. `row` is a pure function: the position-th example in this seed's order."""
+    """count: the number of different examples. `row` is a pure function: the position-th example in this seed's order.
+
+    A source of pictures of several shapes has `groups` as well, how many it has of each, and its `row` takes a group's number.
+    """
 
     name: str
     count: int
@@ -67,20 +73,20 @@ def pick(rng: random.Random, choices: Sequence[T]) -> T:
 
 
 @lru_cache(maxsize=64)
-def _permutation(key: int, length: int) -> np.ndarray:
+def permutation(key: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).permutation(length)
 
 
 def place(seed: int, position: int, length: int) -> int:
     """Where the position-th draw of a finite source falls: every epoch is a permutation of its own."""
     epoch, offset = divmod(position, length)
-    return int(_permutation(stable_hash(seed, "epoch", epoch), length)[offset])
+    return int(permutation(stable_hash(seed, "epoch", epoch), length)[offset])
 
 
 @lru_cache(maxsize=64)
-def _deck(key: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def deck(key: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """A shuffled deck: for each of its cards the owner, and the number of the owner's cards before it."""
-    owners = np.repeat(np.arange(len(counts)), counts)[_permutation(key, sum(counts))]
+    owners = np.repeat(np.arange(len(counts)), counts)[permutation(key, sum(counts))]
     before = np.zeros(len(owners), dtype=np.int64)
     for owner in range(len(counts)):
         mine = owners == owner
@@ -90,10 +96,10 @@ def _deck(key: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 def deal(seed: int, n: int, counts: tuple[int, ...]) -> tuple[int, int]:
     """(whose turn sample n is, how often it was theirs before), in O(1): decks of sum(counts) cards, each shuffled on its own."""
-    deck, card = divmod(n, sum(counts))
-    owners, before = _deck(stable_hash(seed, "deck", deck), counts)
+    number, card = divmod(n, sum(counts))
+    owners, before = deck(stable_hash(seed, "deck", number), counts)
     owner = int(owners[card])
-    return owner, deck * counts[owner] + int(before[card])
+    return owner, number * counts[owner] + int(before[card])
 
 
 def shares(weights: Sequence[float], cards: int = DECK) -> tuple[int, ...]:
@@ -116,14 +122,16 @@ class Dataset:
     """A mixture of sources. `sources` and `size` are as built; `len` is the number of different examples.
 
     ports: (name, what fills the prompt of each row further), in order; see `triptych.data.ports`.
+    buckets: batches are of one shape each; sources are mixed batch by batch, and one without `groups` has squares.
 
     With size 0 there are no pictures: every source gives its words alone.
     """
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float], *, size: int, ports: Sequence[tuple[str, Port]] = ()
+        self, sources: Sequence[Source], weights: Sequence[float], *, size: int, ports: Sequence[tuple[str, Port]] = (),
+        buckets: bool = False,
     ) -> None:  # fmt: skip
-        self.sources, self.size, self.ports = tuple(sources), size, tuple(ports)
+        self.sources, self.size, self.ports, self.buckets = tuple(sources), size, tuple(ports), buckets
         for source in sources:
             if not source.count:
                 raise ValueError(f"data source {source.name!r} holds nothing in this split; {source.describe()}")
@@ -136,17 +144,33 @@ class Dataset:
         return sum(source.count for source in self.sources)
 
     def row(self, seed: int, n: int) -> Row:
-        """Sample number n."""
+        """Sample number n; in buckets it is one of some shape, and in no batch's order."""
         which, position = deal(seed, n, self._cards)
-        row = self.sources[which].row(stable_hash(seed, "source", which), position)
+        return self._filled(self.sources[which].row(stable_hash(seed, "source", which), position), seed, n)
+
+    def _filled(self, row: Row, seed: int, n: int) -> Row:
         for name, port in self.ports:
             row = row._replace(prompt=port(row, Rng.of_samples(stable_hash(seed, "port", name), [n])))
         return row
 
+    def _of_one_shape(self, seed: int, step: int, batch_size: int) -> list[Row]:
+        from .buckets import turn
+
+        which, k = deal(seed, step, self._cards)
+        source, key = self.sources[which], stable_hash(seed, "source", which)
+        groups = getattr(source, "groups", ())
+        group, j = turn(key, k, groups, batch_size) if groups else (0, k)
+        more, first = ((group,), j * batch_size) if groups else ((), j * batch_size)
+        rows = [source.row(stable_hash(key, "bucket", group), position, *more) for position in range(first, first + batch_size)]
+        return [self._filled(row, seed, step * batch_size + i) for i, row in enumerate(rows)]
+
     def batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        """Samples step * batch_size ... of this seed's order. Images float32 [B, 3, size, size] in [-1, 1], or None for texts alone."""
+        """Samples step * batch_size ... of this seed's order. Images float32 [B, 3, H, W] in [-1, 1], or None for texts alone.
+
+        H = W = size, but in buckets: there each batch has the shape of its own.
+        """
         index = range(step * batch_size, (step + 1) * batch_size)
-        rows = [self.row(seed, n) for n in index]
+        rows = self._of_one_shape(seed, step, batch_size) if self.buckets else [self.row(seed, n) for n in index]
         images = None
         if rows and rows[0].picture is not None:
             images = as_images([row.picture for row in rows if row.picture is not None])

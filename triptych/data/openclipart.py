@@ -32,8 +32,8 @@ from ..catalog import nearest
 from ..contracts import Prompt
 from ._rdf import Work, read
 from .emoji import CLDR, load_emoji
-from .folder import fitted
 from .index import Row, draws, place, stable_hash
+from .picture import fitted
 from .store import stored
 
 __all__ = ["Drawing", "OpenClipartSource", "caption", "load_drawings", "secrets"]
