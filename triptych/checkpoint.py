@@ -75,25 +75,25 @@ def _sync_folder(folder: Path) -> None:
 
 def save_panel(
     folder: Path, module: nn.Module, *, kind: str, name: str, config: Any, card: Mapping[str, Any],
-    process: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.bfloat16,
+    process: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.bfloat16, tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> str:  # fmt: skip
-    """Write one panel's folder and return its fingerprint. Floating tensors are stored in `dtype`.
+    """Write one panel's folder and return its fingerprint. Floating tensors are stored in `dtype`. tensors: in place of its state dict.
 
     The folder appears whole: it is filled under a temporary name and renamed into place. Raises ValueError if a weight is
     not finite: such a panel is never written.
     """
     from safetensors.torch import save
 
-    tensors = {}
-    for key, tensor in module.state_dict().items():
+    stored = {}
+    for key, tensor in (module.state_dict() if tensors is None else tensors).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name}: weight {key!r} is not finite; nothing was written to {folder}")
-        tensors[key] = tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        stored[key] = tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
     described: dict[str, Any] = {"kind": kind, "family": name, "config": _plain(config)}
     if process is not None:
         described["process"] = dict(process)
     assets: dict[str, bytes] = module.assets() if hasattr(module, "assets") else {}  # type: ignore[operator]
-    files = {"config.json": _json(described), "model.safetensors": save(tensors, metadata={"format": "pt"}), **assets}
+    files = {"config.json": _json(described), "model.safetensors": save(stored, metadata={"format": "pt"}), **assets}
     fingerprint = _fingerprint(files)
     parameters = sum(p.numel() for p in module.parameters())
     files["card.json"] = _json({"fingerprint": fingerprint, "parameters": parameters, **card})

@@ -66,6 +66,7 @@ class TextToImage:
         self.size = size or (decoder.image_size, decoder.image_size)  # (H, W) of pictures for which no other is asked
         self._check_joints()
         self._autocast = False
+        self.loras: list[dict[str, Any]] = []  # what `add_lora` has folded in, in order: file, its hash, weight
         self.own_eyes: Eyes | None = None  # those that `guide` names, loaded when they are first needed
 
     # -- joining ---------------------------------------------------------------------------------------------------------
@@ -251,6 +252,18 @@ class TextToImage:
                 known, mask = F.interpolate(known, size, mode="bilinear", antialias=True), F.interpolate(mask, size)
                 out[i] = torch.lerp(known, out[i : i + 1], mask)[0]
         return out
+
+    def add_lora(self, path: str | Path, weight: float = 1.0) -> int:
+        """Fold a LoRA, a .safetensors file or the folder of one, into the weights; drawing costs what it cost before. Several add up, in
+        order; a negative weight takes away. Returns how many products it changed. Panels are changed in place, for good.
+
+        Raises ValueError in one line for a file that is none, or that was made for another model; nothing is changed then.
+        """
+        from .interop.lora import add
+
+        told, count = add(path, self.text_encoder, self.generator.network, weight)
+        self.loras.append(told)
+        return count
 
     # -- keeping ---------------------------------------------------------------------------------------------------------
 

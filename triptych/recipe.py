@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from .catalog import names, nearest
 
 __all__ = [
-    "Buckets", "Data", "Family", "Guide", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override",
+    "Buckets", "Data", "Family", "Guide", "Lora", "Neighbour", "Optimizer", "Recipe", "Source", "from_mapping", "from_yaml", "override",
     "to_mapping", "to_yaml",
 ]  # fmt: skip
 
@@ -106,6 +106,19 @@ class Guide:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class Lora:
+    """Thin matrices beside the products of a generator that has learnt, in place of its weights (arXiv 2106.09685); it needs `init`.
+
+    rank: how thin.  alpha: how much they weigh, alpha / rank; None = the rank.
+    targets: ends of products' paths ("qkv", "mlp.up"); none = the projections of all attentions.
+    """
+
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class Recipe:
     """One run.
 
@@ -120,14 +133,15 @@ class Recipe:
     family: Family
     task: str = ""
     task_options: dict[str, Any] = Field(default_factory=dict)
-    process: Family | None = None  # generators only
+    process: Family | None = None  # generators only; None where `init` is a folder of diffusers: that of its scheduler
     neighbours: dict[str, Neighbour] = Field(default_factory=dict)
     data: Data = Field(default_factory=Data)
     optimizer: Optimizer = Field(default_factory=Optimizer)
     steps: Positive = 1000
     batch: Positive = 64
     seed: int = 0
-    init: str | None = None  # a model to start from: its panel of this place, with a fresh optimizer
+    init: str | None = None  # a model to start from, ours or diffusers': its panel of this place, with a fresh optimizer
+    lora: Lora | None = None  # learn beside the weights of `init`, which stay as they are
     precision: Literal["auto", "float32", "bf16"] = "auto"
     compile: bool = True  # torch.compile the training step, where a C++ compiler is at hand
     ema: Annotated[float, Field(ge=0, le=0.28)] = 0.1  # relative length of the power-function average, 0 = off
@@ -248,7 +262,7 @@ def _fields_at(path: Sequence[Any]) -> list[str]:
     here: Any = Recipe
     by_name = {
         "family": Family, "process": Family, "neighbours": Neighbour, "data": Data, "buckets": Buckets, "sources": Source, "ports": Source,
-        "optimizer": Optimizer, "guide": Guide,
+        "optimizer": Optimizer, "guide": Guide, "lora": Lora,
     }  # fmt: skip
     for part in path:
         here = by_name.get(part, here)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from . import say
+from .cli_data import data_app
 from .cli_eyes import eyes_app
 from .cli_judge import judge_app
 from .errors import EXIT, report
@@ -32,14 +33,11 @@ _TRAIN_SPELLINGS = {**_SPELLINGS, "token_normalize_func": lambda token: {"output
 
 app = typer.Typer(name="triptych", add_completion=False, rich_markup_mode=None, context_settings=_SPELLINGS,
                   pretty_exceptions_enable=False)  # fmt: skip
-data_app = typer.Typer(rich_markup_mode=None, context_settings=_SPELLINGS)
-app.add_typer(data_app, name="data", help="Look at data, check it, and prepare it for training.")
+app.add_typer(data_app, name="data", help="Look at data, check it, and prepare it for training.", context_settings=_SPELLINGS)
 app.add_typer(eyes_app)  # without a name: its verbs stand at the top level
 app.add_typer(judge_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress and notes stay on stderr.")]
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help='"emoji", "scenes", a mixture "emoji:3,scenes:1", or a folder of pictures.')]
-Size = Annotated[int, typer.Option("--size", help="Side of the pictures in pixels.", min=1, max=4096)]
 
 
 def _say_version(wanted: bool) -> None:
@@ -95,6 +93,8 @@ def generate(
     image: Annotated[str | None, typer.Option("--image", metavar="PICTURE",
         help="What the model draws from: a small picture, a map in its colours, or a picture to be repaired.")] = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Of a picture to be repaired: white is drawn anew.")] = None,
+    lora: Annotated[list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]",
+        help="Add a LoRA, of the trainer, PEFT or kohya, to the weights; may be repeated.")] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, where the decoder offers a choice.")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", metavar="FILE",
         help="One prompt a line, '#' comments; inside a line --n negative --w --h --s steps --d seed --l guidance.")] = None,
@@ -117,6 +117,7 @@ def generate(
     triptych generate "火箭" "a blue circle left of a red square" -n 4 --seed 7 -o rockets/
     triptych generate "smiling cat" --steps 30 --guidance 4 --sampler heun -o cat.png
     triptych generate --prompts prompts.txt --model runs/own/model
+    triptych generate "a castle" --model sd-folder --lora ink.safetensors:0.8 --lora gold.safetensors:-0.3
     triptych generate --from cat.png                  the same pixels again
     triptych generate "a red apple" --strip 4         watch it growing clear
 
@@ -129,7 +130,7 @@ def generate(
         prompts=prompt or (), model=model, n=n, seed=seed, steps=steps, guidance=guidance, sampler=sampler, negative=negative, size=size,
         prompts_file=prompts, old=old, strip=strip, out=output, device=device, precision=precision, exact=exact, metadata=not no_metadata,
         guide=guide, guide_scale=guide_scale, like=like, like_by=like_by, like_scale=like_scale,
-        label=label, boxes=boxes, image=image, mask=mask,
+        label=label, boxes=boxes, image=image, mask=mask, loras=lora or (),
     ), as_json)  # fmt: skip
 
 
@@ -148,7 +149,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume",
         help="Go on from the newest whole checkpoint of --out, or of the recipe's newest run.")] = False,
     init: Annotated[str | None, typer.Option("--init", metavar="MODEL",
-        help="Start from this model's weights, with a fresh optimizer.")] = None,
+        help="Start from this model's weights, with a fresh optimizer; a folder of diffusers too.")] = None,
+    lora: Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1,
+        help="Learn thin matrices beside the weights, which stay as they are (LoRA); the run's lora/ holds them.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run",
         help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,
     as_json: Json = False,
@@ -158,6 +161,7 @@ def train(
     \b
     triptych train tiny                                         does it all run? under a minute
     triptych train own --data my-pictures                       fine-tune the embedded generator
+    triptych train own --data my-pictures --lora 8              the same, as a LoRA of 8 ranks: less memory, a small file
     triptych train emoji --set steps=2000 --set batch=32 --dry-run
     triptych train ldm --set text_encoder=bert/scenes           another panel 1: a family's size, or a model that was trained
     triptych train emoji --out runs/mine --resume
@@ -165,8 +169,8 @@ def train(
     triptych train --all emoji --dry-run                        every recipe of a group: the plan, and its minutes
     """
     if group is not None:
-        if recipe is not None or resume or init is not None:
-            said = f"RECIPE {recipe}" if recipe is not None else "--resume" if resume else "--init"
+        if recipe is not None or resume or init is not None or lora is not None:
+            said = f"RECIPE {recipe}" if recipe is not None else "--resume" if resume else "--init" if init is not None else "--lora"
             raise ValueError(f"--all {group} trains every recipe of the group and goes on by itself: leave {said} out")
         from .train_all import run as run_all
 
@@ -175,14 +179,14 @@ def train(
         raise ValueError("nothing to train: give a RECIPE, as in `triptych train tiny`, a FILE.yaml, or --all GROUP")
     from .train import run
 
-    run(recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, dry_run=dry_run, as_json=as_json)
+    run(recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, lora=lora, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model or a model's folder.")],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="diffusers.")] = "diffusers",
+    model: Annotated[str, typer.Argument(metavar="MODEL|LORA", help="An embedded model or a model's folder; of kohya a LoRA.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR|FILE", help="A new folder; of kohya a new file.")],
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="diffusers, or kohya: a LoRA in its dialect.")] = "diffusers",
     steps: Annotated[int | None, typer.Option("--steps", help="Of the call that is printed.  [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Of the call that is printed; 1 = off.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", metavar="NAME", help="Which scheduler it gets.")] = None,
@@ -192,6 +196,7 @@ def export(
 
     \b
     triptych export my-model --format diffusers --out my-model-diffusers
+    triptych export runs/own/lora --format kohya -o own.safetensors
     """
     from .export import run
 
@@ -255,57 +260,6 @@ def show(
     run(name, trace=trace, as_json=as_json)
 
 
-@data_app.command("build")
-def data_build(spec: Spec, size: Size = 32, as_json: Json = False) -> None:
-    """Fill the caches, so that training starts at once.
-
-    \b
-    triptych data build emoji
-    triptych data build emoji:3,scenes:1 --size 128
-    """
-    from .data import run_build
-
-    run_build(spec, size, as_json)
-
-
-@data_app.command("show")
-def data_show(
-    spec: Spec,
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="SHEET.png",
-        help="Where the sheet goes.  [default: sheet.png]")] = None,
-    n: Annotated[int, typer.Option("-n", "--num-images", help="Pictures on the sheet.", min=1, max=4096)] = 64,
-    columns: Annotated[int, typer.Option("--columns", help="Pictures in a row.", min=1, max=256)] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Which ones.")] = 0,
-    held_out: Annotated[bool, typer.Option("--held-out", help="The held-out split, which no training sees.")] = False,
-    size: Size = 128,
-    as_json: Json = False,
-) -> None:  # fmt: skip
-    """Draw a sheet of pictures with their captions.
-
-    \b
-    triptych data show scenes -o scenes.png
-    triptych data show my-pictures -n 100 --columns 10
-    """
-    from .data import run_show
-
-    run_show(spec, output, n=n, columns=columns, seed=seed, held_out=held_out, size=size, as_json=as_json)
-
-
-@data_app.command("check")
-def data_check(spec: Spec, size: Size = 32, as_json: Json = False) -> None:
-    """Count, and name what is broken or missing.
-
-    Exit code 3 if training could not use it.
-
-    \b
-    triptych data check my-pictures
-    triptych data check emoji:3,scenes:1 --json
-    """
-    from .data import run_check
-
-    run_check(spec, size, as_json)
-
-
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine has, and lacks.
@@ -364,7 +318,7 @@ def _say_error(error: BaseException, args: list[str], as_json: bool, debug: bool
 def _verb(args: list[str]) -> list[str]:
     """The verb that was meant, for the hint: also of the groups whose verbs stand at the top level."""
     if args and args[0] == "data":
-        return args[:2] if len(args) > 1 and args[1] in ("build", "show", "check") else args[:1]
+        return args[:2] if len(args) > 1 and args[1] in ("build", "show", "check", "cache") else args[:1]
     groups = [app, *(group.typer_instance for group in app.registered_groups if not isinstance(group.name, str))]
     verbs = {c.name or (c.callback.__name__ if c.callback else "") for group in groups if group for c in group.registered_commands}
     return args[:1] if args and args[0] in verbs else []

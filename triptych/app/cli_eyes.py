@@ -13,7 +13,7 @@ __all__ = ["eyes_app"]
 
 eyes_app = typer.Typer(rich_markup_mode=None)
 
-Picture = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF, BMP or TIFF.")]
+Picture = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, or a GIF, whose first frame is looked at.")]
 Eyes = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|PATH",
     help="Eyes: an embedded name, a folder of ours, or one that transformers saved.  [default: triptych-eyes-v1]")]  # fmt: skip
 Detector = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|PATH",

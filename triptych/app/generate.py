@@ -13,6 +13,7 @@ from .ask import Given, asked
 from .errors import Failure, blame
 from .guiding import NOBODY, Guiding, guiding
 from .jobs import Job, Request, Target, from_record, numbered, parse_file, parse_size, strip_of
+from .lora import add_loras
 from .models import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def run(request: Request, as_json: bool = False) -> None:
     exact = request.exact or bool(record and record.get("exact"))
     precision = request.precision or (record or {}).get("precision") or "float32"
     model = _model(request, record, precision)
+    add_loras(request, record, model)
     guide = guiding(request, record, model)
     if drawn is not None:
         say.note(f"seed {drawn} (random)")
@@ -70,7 +72,7 @@ def run(request: Request, as_json: bool = False) -> None:
     value = {
         "pictures": done, "model": model.name, "panels": model.fingerprints, "seed": drawn if drawn is not None else request.seed,
         "warnings": said, "seconds": round(time.perf_counter() - begun, 3), **guide.record(model),
-        **({"made": sorted(lines)} if lines else {}),
+        **({"made": sorted(lines)} if lines else {}), **({"loras": model.loras} if model.loras else {}),
     }  # fmt: skip
     say.result(value, "\n".join(path for d in done for path in (d["path"], d.get("strip")) if path), as_json)
 
@@ -256,6 +258,7 @@ def record_of(
         "model": model.name, "model_hash": panels.get("generator", "")[:10], "panels": panels, "exact": exact, "batch": list(batch),
         "precision": precision, "device": model.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
         **guide.record(model), **({"given": given.record()} if given and given.fields else {}),
+        **({"loras": model.loras} if model.loras else {}),
     }  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Request:
     boxes: str | None = None
     image: str | None = None
     mask: str | None = None
+    loras: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,13 @@ _REQUIRED: dict[str, type] = {"schema": int, "prompt": str, "seed": int, "size":
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "negative": str, "steps": int, "guidance": (int, float), "sampler": str, "model": str, "model_hash": str, "panels": dict,
     "noise": int, "exact": bool, "precision": str, "device": str, "torch": str, "settings": dict, "batch": list, "guide": dict,
-    "given": dict, "like": dict,
+    "given": dict, "like": dict, "loras": list,
 }  # fmt: skip
 _INSIDE: dict[str, dict[str, type | tuple[type, ...]]] = {
     "guide": {"name": str, "fingerprint": str, "text_encoder": str, "scale": (int, float)},
     "like": {"by": str, "scale": (int, float), "picture": str, "file": str},
 }
+_LORA: dict[str, type | tuple[type, ...]] = {"file": str, "hash": str, "weight": (int, float)}  # of each
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -191,6 +192,9 @@ def _checked(record: Mapping[str, Any]) -> dict[str, Any]:
     for field, inside in _INSIDE.items():
         for name, kind in inside.items() if record.get(field) is not None else ():
             _check_type(f"{field}.{name}", record[field].get(name), kind)
+    for one in record.get("loras") or ():
+        for name, kind in _LORA.items():
+            _check_type(f"loras.{name}", one.get(name) if isinstance(one, dict) else None, kind)
     for name in ("size", "batch"):
         pair = record.get(name)
         if pair is not None and not (len(pair) == 2 and all(type(n) is int and 0 <= n < 2**31 for n in pair)):

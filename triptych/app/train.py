@@ -39,16 +39,19 @@ def changed(found: Recipe, data: str | None = None, settings: Sequence[str] = ()
 
 
 def run(
-    name: str, *, data: str | None, settings: Sequence[str], out: str | None, resume: bool, init: str | None, dry_run: bool, as_json: bool
-) -> None:
+    name: str, *, data: str | None, settings: Sequence[str], out: str | None, resume: bool, init: str | None, lora: int | None = None,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Train, and leave with 130 or 143 where a signal ended the run (saved)."""
-    recipe = find_recipe(name, data, settings)
+    recipe = find_recipe(name, data, [*settings, *([f"lora.rank={lora}"] if lora is not None else [])])
     result = train_one(recipe, _folder(recipe.name, out, resume), resume=resume, init=init, dry_run=dry_run, quiet=as_json)
     model = str(result.model) if result.model else None
     value = {"recipe": recipe.name, **dataclasses.asdict(result), "out": str(result.out), "model": model}
     say.result(value, model or "", as_json)
     if result.model and (result.model / "triptych.json").exists():
         say.note(f'draw with it: triptych generate "..." --model {result.model}')
+    if result.model and recipe.lora is not None:
+        say.note(f'or beside others: triptych generate "..." --model {init or recipe.init} --lora {result.out / "lora"}')
     if result.exit_code:
         sys.exit(result.exit_code)
 
@@ -83,14 +86,15 @@ def _folder(name: str, out: str | None, resume: bool) -> Path:
 def _check_models(recipe: Recipe, init: str | None) -> None:
     """The models that the recipe stands on are here and whole: found out before data is touched."""
     from .. import checkpoint
+    from ..interop.diffusers_folder import is_diffusers
 
     own = checkpoint.place_of(recipe.panel)
     wanted = [(place, one.model) for place, one in recipe.neighbours.items() if place != "guide"] + [(own, init or recipe.init)]
     for place, model in wanted:
         if model is None:
             continue
-        checkpoint.locate(model)
-        if place in checkpoint.PLACES:
+        folder = checkpoint.locate(model)
+        if place in checkpoint.PLACES and not is_diffusers(folder):  # which are found out when they are read
             with blame("bad_checkpoint", f"model {model}"):
                 checkpoint.load_config(model, place)
                 checkpoint.load_tensors(model, place)

@@ -31,42 +31,42 @@ import numpy as np
 from . import forms
 from .forms import Fault, Found, Reading
 from .index import stable_hash
-from .picture import sized
+from .picture import seen
 from .store import cache_folder
 
 __all__ = ["BROKEN_AT_MOST", "Album", "Picture"]
 
-SCHEMA = 1
+SCHEMA = 3
 BROKEN_AT_MOST = 0.01  # a share: more, and something is wrong with the place, not with a file
 AT_ONCE = 256  # pictures that are being looked at, by all threads together
 HELD_OUT = 5  # of a hundred
 
 
 class Picture(NamedTuple):
-    """One picture of an album. digest: of its bytes. width, height: upright. held: it is never learnt from."""
+    """One picture of an album. digest: of its bytes. width, height: upright. kind, look: of `picture.Seen`. held: never learnt from."""
 
     name: str
     captions: tuple[str, ...]
     digest: str
     width: int
     height: int
+    kind: str
+    look: int
     held: bool
     file: str
     offset: int
     size: int
 
 
-_TABLES = """
+_COLUMNS = "name, captions, digest, width, height, kind, look, held, file, offset, size"  # of Picture, in its order
+_TABLES = f"""
 create table about (key text primary key, value text);
-create table found (name text, captions text, file text, offset integer, size integer, digest text, width integer, height integer,
-                    held integer);
-create table pictures (id integer primary key, name text, captions text, file text, offset integer, size integer, digest text,
-                       width integer, height integer, held integer);
+create table found ({_COLUMNS});
+create table pictures (id integer primary key, {_COLUMNS});
 create table faults (name text, reason text, counts integer);
 """
-_SORT = """
-insert into pictures (name, captions, file, offset, size, digest, width, height, held)
-    select name, captions, file, offset, size, digest, width, height, held from found order by held, digest, captions, name;
+_SORT = f"""
+insert into pictures ({_COLUMNS}) select {_COLUMNS} from found order by held, digest, captions, name;
 drop table found;
 """
 
@@ -99,10 +99,7 @@ class Album:
         return self.count
 
     def __getitem__(self, i: int) -> Picture:
-        name, captions, digest, width, height, held, file, offset, size = self._one(
-            "select name, captions, digest, width, height, held, file, offset, size from pictures where id = ?", i + 1
-        )
-        return Picture(name, tuple(json.loads(captions)), digest, width, height, bool(held), file, offset, size)
+        return _picture(self._one(f"select {_COLUMNS} from pictures where id = ?", i + 1))
 
     def bytes(self, i: int) -> bytes:
         """Raises ValueError with the reason, for a picture that is gone since, or another one now."""
@@ -124,9 +121,10 @@ class Album:
         return found
 
     def each(self) -> Iterator[Picture]:
-        """In order; for a look at all of them."""
-        for i in range(self.count):
-            yield self[i]
+        """All, in order."""
+        for first in range(1, self.count + 1, AT_ONCE):
+            question = f"select {_COLUMNS} from pictures where id between ? and ? order by id"
+            yield from map(_picture, self._all(question, first, first + AT_ONCE - 1))
 
     def _one(self, question: str, *values: object) -> tuple:
         with self._lock:
@@ -181,7 +179,7 @@ class Album:
                         if isinstance(one, Fault):
                             base.execute("insert into faults values (?, ?, ?)", (one.name, one.reason, int(one.counts)))
                         else:
-                            base.execute("insert into found values (?, ?, ?, ?, ?, ?, ?, ?, ?)", one)
+                            base.execute(f"insert into found values ({', '.join('?' * len(one))})", one)
                     done += len(some)
                     _progress(named, done, last=len(some) < AT_ONCE)
             if not base.execute("select 1 from found where held limit 1").fetchone():  # few pictures: one of them is held out
@@ -206,13 +204,17 @@ class Album:
             data = forms.read(self.root, one.file, one.offset, one.size)
             if one.check >= 0 and zlib.crc32(data) != one.check:
                 return Fault(one.name, f"at {one.offset}: it does not have the checksum of the index, it was damaged")
-            width, height = sized(data)
+            told = seen(data)
         except ValueError as error:
             return Fault(one.name, f"at {one.offset}: {error}" if one.size >= 0 else str(error))
         digest = _digest(data)
-        held = stable_hash("folder", digest) % 100 < HELD_OUT
-        captions = json.dumps(one.captions, ensure_ascii=False)
-        return one.name, captions, one.file, one.offset, one.size, digest, width, height, int(held)
+        held, captions = stable_hash("folder", digest) % 100 < HELD_OUT, json.dumps(one.captions, ensure_ascii=False)
+        return one.name, captions, digest, *told, int(held), one.file, one.offset, one.size
+
+
+def _picture(row: tuple) -> Picture:
+    name, captions, *middle, held, file, offset, size = row
+    return Picture(name, tuple(json.loads(captions)), *middle, bool(held), file, offset, size)
 
 
 def _digest(data: bytes) -> str:

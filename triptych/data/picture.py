@@ -10,19 +10,29 @@ import io
 import struct
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["MOST_BYTES", "MOST_PIXELS", "SLIMMEST", "SUFFIXES", "covering", "fitted", "opened", "sized"]
+__all__ = ["MOST_BYTES", "MOST_PIXELS", "SLIMMEST", "SUFFIXES", "Seen", "covering", "fitted", "opened", "seen"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # Pillow's names
 MOST_PIXELS = 64 * 2**20
 MOST_BYTES = 50 * 2**20  # of a file
 SLIMMEST = 16  # times as long as it is wide
+NOISE = 3  # of 255: smaller differences are JPEG's
 
 Source = str | Path | bytes
+
+
+class Seen(NamedTuple):
+    """What one look tells. width, height: upright.  kind: of FORMATS.  look: 64 bits; pictures that look alike share nearly all."""
+
+    width: int
+    height: int
+    kind: str
+    look: int
 
 
 def opened(source: Source) -> Any:
@@ -34,12 +44,12 @@ def opened(source: Source) -> Any:
     return _read(source, _upright)
 
 
-def sized(source: Source) -> tuple[int, int]:
-    """(width, height), upright, of a picture that was unpacked to its end and found whole. Raises as `opened` does.
+def seen(source: Source) -> Seen:
+    """What a picture is that was unpacked to its end and found whole. Raises as `opened` does.
 
     A large JPEG is unpacked to an eighth of its sides: all of its data is read, and its pixels need not be made.
     """
-    return _read(source, _whole)
+    return _read(source, _looked_at)
 
 
 def fitted(source: Source, size: int) -> np.ndarray:
@@ -111,10 +121,15 @@ def _upright(raw: Any) -> Any:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def _whole(raw: Any) -> tuple[int, int]:
+def _looked_at(raw: Any) -> Seen:
+    from PIL import Image
+
     width, height = raw.size
-    turned = raw.getexif().get(0x0112, 1) >= 5  # EXIF's four orientations that swap the sides
+    if raw.getexif().get(0x0112, 1) >= 5:  # EXIF's four orientations that swap the sides
+        width, height = height, width
     if raw.format == "JPEG":
-        raw.draft(None, (max(1, width // 8), max(1, height // 8)))
+        raw.draft(None, (max(9, raw.width // 8), max(8, raw.height // 8)))
     raw.load()
-    return (height, width) if turned else (width, height)
+    grey = np.asarray(_upright(raw).convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
+    bits = np.packbits(grey[:, 1:] > grey[:, :-1] + NOISE)  # dHash: is each of 8 x 8 places lighter than the one left of it?
+    return Seen(width, height, raw.format, int.from_bytes(bits.tobytes(), "big", signed=True))

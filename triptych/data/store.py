@@ -7,15 +7,34 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["cache_folder", "stored"]
+__all__ = ["Kept", "cache_folder", "kept", "stored"]
+
+
+class Kept(NamedTuple):
+    """A file of the cache folder. used: when it was last read or made, seconds since 1970."""
+
+    name: str
+    size: int
+    used: float
 
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/triptych, or ~/.cache/triptych."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
+
+
+def kept() -> list[Kept]:
+    """All files of the cache folder, the largest first."""
+    found = []
+    for path in cache_folder().rglob("*") if cache_folder().is_dir() else ():
+        if path.is_file():
+            stat = path.stat()
+            found.append(Kept(path.relative_to(cache_folder()).as_posix(), stat.st_size, max(stat.st_atime, stat.st_mtime)))
+    return sorted(found, key=lambda one: -one.size)
 
 
 def stored(name: str, shape: tuple[int, ...], make: Callable[[int], np.ndarray], what: str) -> tuple[np.ndarray, dict[int, str]]:

@@ -111,7 +111,8 @@ class TextKeys(nn.Module):
         c, cross = config, config.text == "cross"
         self.num_heads, self.depth = c.num_heads, c.depth
         self.caption = MLP(text_width, c.width, c.width) if cross else RMSNorm(text_width)
-        self.keys_values = Linear(c.width if cross else text_width, c.depth * 2 * c.width, bias=c.bias)
+        parts = (c.width,) * (2 * c.depth)
+        self.keys_values = Linear(c.width if cross else text_width, sum(parts), bias=c.bias, parts=parts)
         self.key_scale = nn.Parameter(torch.ones(c.depth, c.width // c.num_heads)) if c.qk_norm else None
 
     def forward(self, tokens_BMD: Tensor) -> Tensor:
@@ -156,7 +157,8 @@ class DiT(nn.Module):
         self.pooled = nn.Sequential(RMSNorm(condition.pooled), Linear(condition.pooled, c.width)) if condition.pooled else None
         self.text = TextKeys(c, condition.width) if hears_text else None
         single = c.modulation == "single"
-        self.modulation = Linear(c.width, (1 if single else c.depth) * 6 * c.width)
+        parts = (6 * c.width,) * (1 if single else c.depth)
+        self.modulation = Linear(c.width, sum(parts), parts=parts)
         self.table = nn.Parameter(torch.empty(c.depth, 6, c.width)) if single else None
         self.blocks = nn.ModuleList([Block(c, cross=hears_text and c.text == "cross") for _ in range(c.depth)])
         self.norm_out = _norm(c)

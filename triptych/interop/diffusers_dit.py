@@ -6,7 +6,7 @@ where DiT's own code, which the published weights were trained with, and PixArt'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from triptych.contracts import ConditionSpec, LatentSpace
 from triptych.generators.dit import Config
 
-__all__ = ["config_from_diffusers", "tensors_from_diffusers"]
+__all__ = ["config_from_diffusers", "in_diffusers", "modules_in_diffusers", "tensors_from_diffusers"]
 
 _KINDS = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
+_SHARED = "transformer_blocks.0.norm1.emb"
 _NEEDED = {
     "activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False, "use_additional_conditions": False,
 }  # fmt: skip
@@ -50,38 +51,49 @@ def tensors_from_diffusers(theirs: Mapping[str, Tensor], config: Config) -> dict
 
     Raises ValueError if the blocks of a DiTTransformer2DModel do not share one embedding of time and class, as DiT's do.
     """
-
-    def stacked(*names: str, blocks: Sequence[int] = range(config.depth)) -> Tensor:
-        return torch.cat([theirs[f"transformer_blocks.{i}.{name}"] for i in blocks for name in names])
-
-    patch = "pos_embed.proj"
-    ours = {"patch_in.weight": theirs[f"{patch}.weight"].flatten(1), "patch_in.bias": theirs[f"{patch}.bias"]}
-    copies = {"patch_out": "proj_out"}
+    ours: dict[str, Tensor] = {}
     if config.modulation == "block":
-        shared = "transformer_blocks.0.norm1.emb"
         for name in [name for name in theirs if ".norm1.emb." in name]:
-            if not torch.equal(theirs[name], theirs[f"{shared}.{name.split('.norm1.emb.')[1]}"]):
+            if not torch.equal(theirs[name], theirs[f"{_SHARED}.{name.split('.norm1.emb.')[1]}"]):
                 raise ValueError(f"{name} differs from block 0's: DiT has one embedding of time and class for all blocks")
-        ours["label.weight"] = theirs[f"{shared}.class_embedder.embedding_table.weight"]
-        copies = {"patch_out": "proj_out_2", "modulation_out": "proj_out_1"}
+        ours["label.weight"] = theirs[f"{_SHARED}.class_embedder.embedding_table.weight"]
+    else:
+        tables = [theirs[f"transformer_blocks.{i}.scale_shift_table"] for i in range(config.depth)]
+        ours["table"] = torch.cat(tables).unflatten(0, (config.depth, 6))
+        ours["table_out"] = theirs["scale_shift_table"]
+    for mine, yours in modules_in_diffusers(config).items():
+        for part in ("weight", "bias"):
+            whole = torch.cat([theirs[f"{name}.{part}"] for name in yours]) if len(yours) > 1 else theirs[f"{yours[0]}.{part}"]
+            ours[f"{mine}.{part}"] = whole.flatten(1) if (mine, part) == ("patch_in", "weight") else whole
+    return ours
+
+
+def modules_in_diffusers(config: Config) -> dict[str, list[str]]:
+    """Path of a product -> the paths of theirs whose rows stand in it, one below the other."""
+    blocks = [f"transformer_blocks.{i}" for i in range(config.depth)]
+    found = {"patch_in": ["pos_embed.proj"]}
+    if config.modulation == "block":
+        shared = _SHARED
+        found |= {"patch_out": ["proj_out_2"], "modulation_out": ["proj_out_1"], "modulation": [f"{one}.norm1.linear" for one in blocks]}
     else:
         shared = "adaln_single.emb"
-        ours["table"] = stacked("scale_shift_table").unflatten(0, (config.depth, 6))
-        ours["table_out"] = theirs["scale_shift_table"]
-        copies |= {"modulation": "adaln_single.linear", "text.caption.up": "caption_projection.linear_1"}
-        copies |= {"text.caption.down": "caption_projection.linear_2"}
-    copies |= {"clock.0": f"{shared}.timestep_embedder.linear_1", "clock.2": f"{shared}.timestep_embedder.linear_2"}
-    for i in range(config.depth):
-        block = {"attention.out": "attn1.to_out.0", "mlp.up": "ff.net.0.proj", "mlp.down": "ff.net.2"}
+        found |= {"patch_out": ["proj_out"], "modulation": ["adaln_single.linear"]}
+        found |= {"text.caption.up": ["caption_projection.linear_1"], "text.caption.down": ["caption_projection.linear_2"]}
+    found |= {"clock.0": [f"{shared}.timestep_embedder.linear_1"], "clock.2": [f"{shared}.timestep_embedder.linear_2"]}
+    for i, block in enumerate(blocks):
+        single = {"attention.out": "attn1.to_out.0", "mlp.up": "ff.net.0.proj", "mlp.down": "ff.net.2"}
         if config.text == "cross":
-            block |= {"cross.query": "attn2.to_q", "cross.out": "attn2.to_out.0"}
-        copies |= {f"blocks.{i}.{mine}": f"transformer_blocks.{i}.{yours}" for mine, yours in block.items()}
-    for part in ("weight", "bias"):
-        ours |= {f"{mine}.{part}": theirs[f"{yours}.{part}"] for mine, yours in copies.items()}
-        for i in range(config.depth):
-            ours[f"blocks.{i}.attention.qkv.{part}"] = stacked(*(f"attn1.to_{x}.{part}" for x in "qkv"), blocks=[i])
-        if config.modulation == "block":
-            ours[f"modulation.{part}"] = stacked(f"norm1.linear.{part}")
-        if config.text == "cross":
-            ours[f"text.keys_values.{part}"] = stacked(f"attn2.to_k.{part}", f"attn2.to_v.{part}")
-    return ours
+            single |= {"cross.query": "attn2.to_q", "cross.out": "attn2.to_out.0"}
+        found |= {f"blocks.{i}.{mine}": [f"{block}.{yours}"] for mine, yours in single.items()}
+        found[f"blocks.{i}.attention.qkv"] = [f"{block}.attn1.to_{x}" for x in "qkv"]
+    if config.text == "cross":
+        found["text.keys_values"] = [f"{block}.attn2.to_{x}" for block in blocks for x in "kv"]
+    return found
+
+
+def in_diffusers(config: Config, condition: ConditionSpec) -> bool:
+    """Is this DiT one of theirs, and not the modern one?"""
+    c, paper = config, config.modulation == "block"
+    theirs = (c.norm, c.mlp, c.position, c.qk_norm, c.bias) == ("layer", "gelu", "sincos", False, True) and not condition.pooled
+    hears_text = condition.width > 0 and c.text != "none"
+    return theirs and (not hears_text if paper else hears_text and c.text == "cross") and (condition.num_labels > 0) == paper

@@ -14,7 +14,7 @@ from triptych.interop.transformers_towers import _Tensors, clip_text_from_transf
 from triptych.interop.weights import read_bytes, read_json
 from triptych.text_encoders import _clip_bpe, clip, ldm_bert
 
-__all__ = ["clip_text_to_transformers", "read_clip", "read_ldm_bert"]
+__all__ = ["clip_modules_in_transformers", "clip_text_to_transformers", "read_clip", "read_ldm_bert"]
 
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 _END = "<|endoftext|>"
@@ -77,15 +77,22 @@ def clip_text_to_transformers(
         f"{prefix}embeddings.token_embedding.weight": ours["embedding.weight"],
         f"{prefix}embeddings.position_embedding.weight": ours["position_LD"],
     }
-    layers = {"out": "self_attn.out_proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", "norm1": "layer_norm1", "norm2": "layer_norm2"}
     for part in ("weight", "bias"):
-        theirs[f"{prefix}final_layer_norm.{part}"] = ours[f"norm.{part}"]
-        for i in range(c.depth):
-            here, there = f"blocks.{i}", f"{prefix}encoder.layers.{i}"
-            for name, tensor in zip("qkv", ours[f"{here}.qkv.{part}"].chunk(3), strict=True):
-                theirs[f"{there}.self_attn.{name}_proj.{part}"] = tensor
-            theirs |= {f"{there}.{yours}.{part}": ours[f"{here}.{mine}.{part}"] for mine, yours in layers.items()}
+        for mine, yours in clip_modules_in_transformers(c).items():
+            parts = ours[f"{mine}.{part}"].chunk(len(yours))
+            theirs |= {f"{prefix}{name}.{part}": tensor for name, tensor in zip(yours, parts, strict=True)}
     return described, theirs
+
+
+def clip_modules_in_transformers(config: clip.Config) -> dict[str, list[str]]:
+    """Path of a product or a norm -> the paths in a CLIPTextModel's tower of those whose rows stand in it, one below the other."""
+    layers = {"out": "self_attn.out_proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", "norm1": "layer_norm1", "norm2": "layer_norm2"}
+    found = {"norm": ["final_layer_norm"]}
+    for i in range(config.depth):
+        here, there = f"blocks.{i}", f"encoder.layers.{i}"
+        found[f"{here}.qkv"] = [f"{there}.self_attn.{x}_proj" for x in "qkv"]
+        found |= {f"{here}.{mine}": [f"{there}.{yours}"] for mine, yours in layers.items()}
+    return found
 
 
 def _files(root: Path, folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -18,7 +18,7 @@ from triptych.contracts import ConditionSpec, LatentSpace
 from triptych.generators.unet import Config
 from triptych.layers.unet import per_level
 
-__all__ = ["config_from_diffusers", "config_to_diffusers", "tensors_from_diffusers", "tensors_to_diffusers"]
+__all__ = ["config_from_diffusers", "config_to_diffusers", "modules_in_diffusers", "tensors_from_diffusers", "tensors_to_diffusers"]
 
 _PLAIN, _WORDS = "UNet2DModel", "UNet2DConditionModel"
 _NEEDED: dict[str, dict[str, Any]] = {  # what is missing in their configuration has these values too
@@ -259,6 +259,12 @@ def tensors_to_diffusers(ours: Mapping[str, Tensor], config: Config) -> dict[str
             rows = widths[place.ours.split(".")[0]]
         theirs.update(zip(place.theirs, whole.split(rows), strict=True))
     return theirs
+
+
+def modules_in_diffusers(config: Config, ours: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Path of a module with a weight -> the paths of theirs whose rows stand in it, one below the other. ours: the state dict."""
+    weights = [place for place in _places(config, ours) if place.ours.endswith(".weight")]
+    return {place.ours.removesuffix(".weight"): [name.removesuffix(".weight") for name in place.theirs] for place in weights}
 
 
 def _is_matrix(name: str) -> bool:

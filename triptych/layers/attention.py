@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, qk_norm: bool, bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias, parts=(width,) * 3)
         self.out = Linear(width, width, bias=bias)
         self.q_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()

@@ -7,6 +7,7 @@ after it, the tanh costs as much as the product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,15 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["Linear", "pack", "product"]
+__all__ = ["Linear", "pack", "product", "repack"]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class Linear(nn.Linear):
-    """nn.Linear, and after it, if asked, GELU in its tanh form."""
+    """nn.Linear, and after it, if asked, GELU in its tanh form.
+
+    parts: rows of each product where several that read the same x stand one below the other, such as queries, keys and values; not
+    said, all rows are one. Nothing is computed otherwise: who changes the weight, as a LoRA does, asks which rows belong together.
+    """
 
     packed: _Packed | None = None
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, parts: Sequence[int] = (), dtype: torch.dtype | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(in_features, out_features, bias, dtype=dtype)
+        self.parts = tuple(parts) or (out_features,)
+        assert sum(self.parts) == out_features, f"parts of {self.parts} rows are not {out_features}"
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -50,6 +62,12 @@ def pack(module: nn.Module, room: int = 2**28) -> None:
             room -= layer.weight.nbytes
             if room >= 0:
                 layer.packed = _Packed(layer.weight)
+
+
+def repack(layer: Linear) -> None:
+    """For one that was packed, and whose weight has changed for good."""
+    if layer.packed is not None:
+        layer.packed = _Packed(layer.weight)
 
 
 class _Packed:

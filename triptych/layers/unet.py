@@ -126,7 +126,7 @@ class Clock(nn.Module):
         self.width, self.dialect, self.modulations = width, dialect, list(modulations)
         self.first = Linear(width, code)
         self.second = Linear(code, code)
-        self.modulation = Linear(code, sum(modulations))
+        self.modulation = Linear(code, sum(modulations), parts=modulations)
 
     def forward(self, clock_B: Tensor, beside: Sequence[Tensor] = ()) -> Iterator[Tensor]:
         """clock_B: floats or integers in the process's unit.  beside: [B, E] each, added to the code."""
@@ -201,7 +201,7 @@ class SpatialAttention(nn.Module):
         self.num_heads = num_heads
         self.listeners = [(channels, num_heads)] if hears else []
         self.norm = GroupNorm(groups, channels, eps)
-        self.qkv = Linear(channels, 3 * channels)
+        self.qkv = Linear(channels, 3 * channels, parts=(channels,) * 3)
         self.out = Linear(channels, channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -228,7 +228,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.num_heads, self.listeners = num_heads, [(width, num_heads)]
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.qkv = Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False, parts=(width,) * 3)
         self.out = Linear(width, width)
         self.cross_query = Linear(width, width, bias=False)
         self.cross_out = Linear(width, width)
@@ -280,8 +280,9 @@ class TextKeys(nn.Module):
     def __init__(self, text_width: int, listeners: Sequence[tuple[int, int]], bias: bool) -> None:
         super().__init__()
         self.listeners = list(listeners)
-        self.keys_values = Linear(text_width, sum(2 * width for width, _ in listeners), bias=bias)
-        for part in self.keys_values.weight.split([width for width, _ in listeners for _ in range(2)]):
+        parts = [width for width, _ in listeners for _ in range(2)]
+        self.keys_values = Linear(text_width, sum(parts), bias=bias, parts=parts)
+        for part in self.keys_values.weight.split(parts):
             nn.init.xavier_uniform_(part)  # each is as wide as the picture's own keys, not as all together
 
     def forward(self, tokens_BMD: Tensor) -> Tensor:
@@ -303,7 +304,7 @@ class AttentionPool(nn.Module):
         self.num_heads = num_heads
         self.position_LD = nn.Parameter(torch.randn(1 + grid[0] * grid[1], channels) * channels**-0.5)
         self.query = Linear(channels, channels)
-        self.keys_values = Linear(channels, 2 * channels)
+        self.keys_values = Linear(channels, 2 * channels, parts=(channels,) * 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BLD = positions(x)

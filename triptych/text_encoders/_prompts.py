@@ -84,13 +84,21 @@ class Tokenized:
             one = self._silence[1]
         return one.rows(torch.zeros(len(prompts), dtype=torch.long, device=device))
 
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt, between those of its start and end."""
+        return self.config.context_length - (1 if self.tokenizer.start is None else 2)
+
+    def cut(self, texts: Sequence[str]) -> list[bool]:
+        """Which of them are longer than what is read."""
+        return [len(row) > self._room for row in self.tokenizer.encode([valid(text) for text in texts])] if texts else []
+
     def ids(self, prompts: Sequence[Prompt | str]) -> tuple[Tensor, Tensor]:
         """ids_BL, padded at the end, and mask_BL, True at real tokens, on this panel's device; warnings and errors as in `encode`."""
         words = self.tokenizer
         if words is None:
             raise ValueError("this text encoder has no vocabulary yet; call learn_vocabulary(texts), or load a trained one")
-        first = [] if words.start is None else [words.start]
-        texts, room = texts_of(prompts), self.config.context_length - len(first) - 1
+        first, texts, room = [] if words.start is None else [words.start], texts_of(prompts), self._room
         rows = words.encode(texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row) > room:

@@ -26,7 +26,7 @@ from triptych.eyes import DETECTOR, EYES, Eyes, as_tensor, load_eyes
 from triptych.pipeline import Generator, TextToImage
 from triptych.recipe import Recipe
 
-from . import plot, run_folder
+from . import lora, plot, run_folder
 from .expect import names_of
 from .report import Metrics
 from .tasks import GeneratorTask
@@ -125,12 +125,18 @@ class Judged:
                 record = {"step": run.step, "measure": self.measure, "better": self.better, "value": scores[self.measure]}
                 card = run_folder.card(run)
                 kept = {**record, "scores": card["judged"], "of": self._of}
-                run_folder.keep_best(out, lambda folder: export(task, self.recipe, folder, card), kept)
+
+                def keep(folder: Path) -> None:
+                    export(task, self.recipe, folder, card)
+                    lora.export(task, folder / "lora", card, init=run.init or self.recipe.init, frozen=run.frozen)
+
+                run.room(lambda: run_folder.keep_best(out, keep, kept))
                 self.best = record
         shown = [as_tensor(seen.pictures[i]) for i in sorted(seen.pictures)[:SHOWN]]
         if shown:
-            run_folder.save_strip(torch.cat(shown), out / "previews" / f"judged-{run.step:06d}.png")
-        checkpoint.write_atomically(out / "judged.svg", curves(self.history, self.recipe.name, self.best).encode())
+            run.room(lambda: run_folder.save_strip(torch.cat(shown), out / "previews" / f"judged-{run.step:06d}.png"))
+        chart = curves(self.history, self.recipe.name, self.best).encode()
+        run.room(lambda: checkpoint.write_atomically(out / "judged.svg", chart))
 
     def _is_best(self, scores: Mapping[str, float]) -> bool:
         if not _finite(scores, self.measure):

@@ -22,12 +22,13 @@ from triptych.contracts import Task
 from triptych.layers.memory import keep_freed_memory
 from triptych.recipe import Recipe
 
-from . import run_folder, state
+from . import lora, run_folder, state
 from .build import build_task
 from .build import export as export_panels
 from .expect import Expectation, check, strange
 from .measure import estimate, in_words
 from .report import Metrics, Report
+from .room import Room
 from .run import Run, device_of
 from .signals import Stop
 
@@ -68,7 +69,8 @@ def train(
     dry_run: bool = False, report: Report | None = None, device: str = "auto", task: Task | None = None,
     export: Callable[[Task, Recipe, Path, Mapping[str, Any]], None] | None = None,
 ) -> Result:  # fmt: skip
-    """Train what `recipe` says in the run folder `out`; at the end, or where it is stopped, export the averaged weights to `out/model`.
+    """Train what `recipe` says in the run folder `out`; at the end, or where it is stopped, export the averaged weights to `out/model`,
+    and what a LoRA has learnt to `out/lora` too.
 
     data, held_out: datasets instead of the recipe's.  task, export: a task built by hand, and what to do with it at the end.
     A task may also have `prepare_data(dataset)`, called before training (to learn a vocabulary), `finish(dataset)`, called
@@ -109,7 +111,10 @@ def train(
             with run.averages.applied():
                 if hook := getattr(task, "finish", None):
                     hook(data)
-                export(task, recipe, out / "model", run_folder.card(run))
+                with Stop() as stop:
+                    room = Room(report, stop)
+                    room(lambda: export(task, recipe, out / "model", run_folder.card(run)))
+                    room(lambda: lora.export(task, out / "lora", run_folder.card(run), init=init or recipe.init, frozen=run.frozen))
             return replace(result, model=out / "model")
         finally:
             report.end()
@@ -124,7 +129,7 @@ def _loop(run: Run, out: Path, metrics: Metrics, export: Callable[[Task, Recipe,
         report.say(line)
     report.begin(recipe.name, run.step, recipe.steps, recipe.batch)
     with Stop() as stop, run.batches() as batches:
-        begun = time.monotonic()
+        begun, run.room = time.monotonic(), Room(report, stop)
         while run.step < recipe.steps:
             values = run.update(next(batches))
             speed = report.step(run.step, values["loss"])
@@ -137,8 +142,8 @@ def _loop(run: Run, out: Path, metrics: Metrics, export: Callable[[Task, Recipe,
             if last or leaving or run.step % recipe.save_every == 0:
                 now = time.monotonic()
                 run.seconds, begun = run.seconds + now - begun, now
-                metrics.sync()
-                run.save(out)
+                run.room(metrics.sync)
+                run.room(lambda: run.save(out))
             if leaving and not last:
                 report.say(f"{leaving} at step {run.step}, saved in {out}; go on with --resume")
                 return Result(leaving, run.step, out, run.skipped, run.validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -75,7 +76,8 @@ def _clock(seconds: float) -> str:
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a line with "step" and "kind"; what is not finite is null. Flushed line by line.
+    """`metrics.jsonl`: one JSON object a line with "step" and "kind"; what is not finite is null. Written line by line; where the disk is
+    full lines wait in memory, and `sync` says so.
 
     upto: lines of later steps are cut off first (and a last line that a kill has torn), so that a resumed run's file equals
     an uninterrupted one's in all but the fields "time" and "pictures_per_s".
@@ -86,19 +88,29 @@ class Metrics:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  it stays open as long as the run
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._waiting = b""
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **clean, "time": round(time.time(), 3)}) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({"step": step, "kind": kind, **clean, "time": round(time.time(), 3)}) + "\n").encode()
+        try:
+            self._pass_on()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def sync(self) -> None:
-        """On the disk itself: called before a checkpoint is, so that no checkpoint is ahead of its metrics."""
-        os.fsync(self._file.fileno())
+        """On the disk itself: called before a checkpoint is, so that no checkpoint is ahead of its metrics. Raises OSError."""
+        self._pass_on()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
 
 
 def _step_of(line: str) -> float:

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from triptych.contracts import Batch, Prompt, Rng, Task
+from triptych.layers.fingerprint import fingerprint_tensors
 from triptych.recipe import Recipe
 
 from . import run_folder, state
 from .ema import Averages
 from .optim import Optimizers, hidden_matrices, rate
 from .report import Metrics, Report
+from .room import Room
+from .signals import Stop
 
 if TYPE_CHECKING:
     from .judged import Judged
@@ -50,12 +53,14 @@ class Run:
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.step = self.skipped = self.in_a_row = 0
         self.seconds = 0.0
+        self.room = Room(report, Stop())
         self.validation: dict[str, float] = {}
         task.modules.to(self.device).train()
         for neighbour in vars(task).values():  # frozen panels stand beside, not among, the modules
             if isinstance(neighbour, nn.Module):
                 neighbour.to(self.device)
         self._learns = {p: p.requires_grad for p in task.modules.parameters()}
+        self._frozen, self.frozen = self._never_learns()
         exported = {id(p) for panel in task.panels().values() for p in panel.parameters()}
         averaged = {n: p for n, p in task.modules.named_parameters() if id(p) in exported and p.requires_grad}
         self.averages = Averages(averaged, (recipe.ema, recipe.ema / 2) if recipe.ema else ())
@@ -169,11 +174,15 @@ class Run:
         if phase not in self.phases:
             for p, learns in self._learns.items():
                 p.requires_grad_(learns)
-            self.phases[phase] = Optimizers(self.task.trainable(phase), self.recipe.optimizer, hidden_matrices(self.task.modules))
+            self.phases[phase] = Optimizers(self._trainable(phase), self.recipe.optimizer, hidden_matrices(self.task.modules))
         chosen = set(self.phases[phase].parameters.values())
         for p, learns in self._learns.items():
             p.requires_grad_(learns and p in chosen)
         return self.phases[phase]
+
+    def _trainable(self, phase: str) -> dict[str, nn.Parameter]:
+        """What a phase trains, without what the task froze when it was made."""
+        return {name: p for name, p in self.task.trainable(phase).items() if self._learns[p]}
 
     # --- looking ---
 
@@ -194,7 +203,7 @@ class Run:
                     prompts = list(shown.prompts[:8])
                 images = self.task.preview(prompts, _first(shown, 8))
                 if images is not None:
-                    run_folder.save_strip(images, out / "previews" / f"step-{self.step:06d}.png")
+                    self.room(lambda: run_folder.save_strip(images, out / "previews" / f"step-{self.step:06d}.png"))
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
@@ -217,7 +226,24 @@ class Run:
 
     def files(self) -> dict[str, dict[str, Tensor]]:
         optimizer = {f"{phase}/{name}": t for phase, one in self.phases.items() for name, t in one.state().items()}
-        return {"weights": tensors_of(self.task.modules), "averages": self.averages.state(), "optimizer": optimizer}
+        return {"weights": self._kept(), "averages": self.averages.state(), "optimizer": optimizer}
+
+    def _never_learns(self) -> tuple[dict[str, int], str]:
+        """The panels' parameters that the task froze, each with torch's count of its changes, and their fingerprint ("" for none).
+
+        They follow from the recipe and from what it begins with. What is frozen beside the panels (a process's running average) may
+        change by other ways than a gradient.
+        """
+        own = {id(p) for panel in self.task.panels().values() for p in panel.parameters() if not self._learns.get(p, True)}
+        found = {name: t for name, t in tensors_of(self.task.modules).items() if id(t) in own}
+        return {name: t._version for name, t in found.items()}, fingerprint_tensors(found) if found else ""
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the weights."""
+        every = tensors_of(self.task.modules)
+        changed = [name for name, version in self._frozen.items() if every[name]._version != version]
+        assert not changed, f"{changed[:1]} takes no gradient, and was changed all the same: no checkpoint would hold it"
+        return {name: tensor for name, tensor in every.items() if name not in self._frozen}
 
     def save(self, out: Path) -> None:
         """Raises Diverged if a weight is not finite: such a checkpoint is never written."""
@@ -226,15 +252,22 @@ class Run:
 
     def check_finite(self) -> None:
         """Raises Diverged."""
-        for name, tensors in (("weights", tensors_of(self.task.modules)), ("averages", self.averages.state())):
+        for name, tensors in (("weights", self._kept()), ("averages", self.averages.state())):
             for key, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise Diverged(f"{name} {key} is not finite at step {self.step}; nothing was saved, older checkpoints are whole")
 
     @torch.no_grad()
     def restore(self, checkpoint: state.Checkpoint) -> None:
-        """Raises state.BadCheckpoint where tensors do not fit this run's."""
-        weights, here = checkpoint.tensors("weights"), tensors_of(self.task.modules)
+        """Raises state.BadCheckpoint where tensors do not fit this run's, or were learnt beside other weights that do not learn."""
+        weights, here, frozen = checkpoint.tensors("weights"), self._kept(), checkpoint.facts.get("frozen", "")
+        if frozen and frozen != self.frozen:
+            said = f"weights that never learn ({frozen}), and here they are {self.frozen or 'not there'}"
+            raise state.BadCheckpoint(f"{checkpoint.folder} was trained beside {said}: give the --init that it began with")
+        every = tensors_of(self.task.modules)
+        for name in self._frozen.keys() & weights.keys():  # older checkpoints hold them
+            if not torch.equal(weights.pop(name), every[name].detach().cpu()):
+                raise state.BadCheckpoint(f"{checkpoint.folder}: {name!r} never learns, and here it is another: give the --init of then")
         for name in weights.keys() ^ here.keys():
             raise state.BadCheckpoint(f"{checkpoint.folder}: tensor {name!r} is on one side only")
         for name, tensor in here.items():
@@ -255,8 +288,8 @@ class Run:
 
     def checkpoint_bytes(self) -> int:
         """Of one checkpoint, foretold: the optimizer's state counts before there is one (two numbers a trained parameter)."""
-        trained = {n: p for phase in set(self.task.plan(0)) for n, p in self.task.trainable(phase).items()}
-        tensors = [*tensors_of(self.task.modules).values(), *self.averages.state().values(), *trained.values(), *trained.values()]
+        trained = {n: p for phase in set(self.task.plan(0)) for n, p in self._trainable(phase).items()}
+        tensors = [*self._kept().values(), *self.averages.state().values(), *trained.values(), *trained.values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     # --- the machine ---
@@ -289,9 +322,7 @@ class Run:
         if held_out is None:
             return []
         size = self.recipe.batch
-        rows = size * max(1, HELD_OUT // size)
-        whole = held_out.examples(rows)
-        return [self._here(_rows(whole, slice(first, first + size))) for first in range(0, rows, size)]
+        return [self._here(held_out.batch(0, k, size)) for k in range(max(1, HELD_OUT // size))]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

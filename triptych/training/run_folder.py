@@ -1,6 +1,6 @@
 """What a run writes beside its checkpoints: recipe, metrics, previews; and what a resume must find unchanged.
 
-RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/  [best/<place>/  judged.svg]
+RUN/recipe.yaml  metrics.jsonl  previews/step-000500.png  checkpoints/step-000500/  model/<place>/  [lora/  best/<place>/  judged.svg]
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 def facts(run: Run) -> dict[str, Any]:
     """What a checkpoint remembers beside its tensors. The data's position is the step."""
     return {
-        "recipe": _steering(run.recipe), "init": run.init, "phases": list(run.phases), "skipped": run.skipped, "in_a_row": run.in_a_row,
-        "seconds": run.seconds, "validation": run.validation, "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "judged": run.judged.facts() if run.judged else None,
+        "recipe": _steering(run.recipe), "init": run.init, "frozen": run.frozen, "phases": list(run.phases), "skipped": run.skipped,
+        "in_a_row": run.in_a_row, "seconds": run.seconds, "validation": run.validation, "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "judged": run.judged.facts() if run.judged else None,
     }  # fmt: skip
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,8 @@ from torch.nn import functional as F
 
 from triptych.contracts import Batch, Condition, Decoder, Latents, Process, Prompt, Rng, Start, TextEncoder
 from triptych.processes import sample
+
+from .kept import Kept
 
 __all__ = ["GeneratorTask"]
 
@@ -26,8 +27,8 @@ class GeneratorTask:
     `train_text_encoder`: then it learns with the network (GLIDE, LDM).
     dropout: how often a row hears the null condition instead (classifier-free guidance).
     sampling: settings of the previews.
-    cache: how many rows of frozen latents and of frozen text states are kept in memory. Each is then computed alone, so that it
-    does not depend on the batch in which it came first; worth it where examples return often and encoding is dear.
+    cache: megabytes that latents of a frozen decoder, and as many that states of a frozen text encoder, may take in the cache folder
+    (`kept`). Worth it where examples return and encoding is dear.
 
     A phase named like a module of `process.prepare()` trains that module; every other phase trains the network.
     """
@@ -50,13 +51,15 @@ class GeneratorTask:
             drives = f"{type(self.process).__name__} drives a network of role {self.process.drives!r}"
             raise ValueError(f"{drives}, {type(panel).__name__} is {role!r}")
         self.dropout, self.trains_text, self.vocabulary_texts = dropout, train_text_encoder, vocabulary_texts
-        self.how = self.process.Sampling(**(sampling or {}))
+        self.sampling = dict(sampling or {})
+        self.how = self.process.Sampling(**self.sampling)
         self.modules = nn.ModuleDict({"generator": panel})
         if train_text_encoder:
             self.modules["text_encoder"] = self.text_encoder  # type: ignore[assignment]
         self.aux = self.process.prepare(panel)
         self.modules.update(dict(self.aux.items()))
-        self._latents, self._texts = _Kept(cache), _Kept(cache)
+        self._latents = Kept("latents", neighbours["decoder"], cache * 2**20)
+        self._texts = Kept("texts", neighbours["text_encoder"], 0 if train_text_encoder else cache * 2**20)
 
     def prepare_data(self, dataset: Any) -> None:
         """A text encoder made new learns its vocabulary from the texts at hand."""
@@ -122,44 +125,31 @@ class GeneratorTask:
             raise ValueError("a generator learns from pictures with words; this data has texts alone (data.size = 0?)")
         images = batch.images_BCHW
         with torch.no_grad():
-            z = self._latents.rows(batch.keys, len(images), lambda rows: _float(self.decoder.encode(images[rows])), torch.cat)
-
-        def said(rows: slice) -> Condition:
-            return self.text_encoder.encode(batch.prompts[rows], encode_image=self.decoder.encode, rng=rng.rows(rows))
-
+            z = self._encoded(batch.keys, images)
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
-            texts = () if self.trains_text or not self._by_text(batch.prompts) else tuple(p.text for p in batch.prompts)
-            cond = self._texts.rows(texts, len(images), said, lambda parts: parts[0].cat(parts[1:]))
-            null = self.text_encoder.null(batch.prompts)
+            cond, null = self._said(batch.prompts, rng), self.text_encoder.null(batch.prompts)
         longest = self.text_encoder.gives.context_length
         cond, null = (_padded(c.to(z.device), longest) for c in (cond, null))
         return Latents(z=z, cond=cond, null=null)
+
+    def _encoded(self, keys: Sequence[str], images: Tensor) -> Tensor:
+        if not self._latents.room:
+            return _float(self.decoder.encode(images))
+        named = [f"{key} {tuple(images.shape[1:])}" for key in keys]
+        rows = self._latents.rows(named, lambda i: {"z": _float(self.decoder.encode(images[i : i + 1]))[0]})
+        return torch.stack([row["z"] for row in rows]).to(images.device)
+
+    def _said(self, prompts: Sequence[Prompt], rng: Rng) -> Condition:
+        if not self._texts.room or not self._by_text(prompts):
+            return self.text_encoder.encode(prompts, encode_image=self.decoder.encode, rng=rng)
+        rows = self._texts.rows([prompt.text for prompt in prompts], lambda i: self.text_encoder.encode(prompts[i : i + 1]).ports())
+        first, *rest = (Condition(**row) for row in rows)
+        return first.cat(rest)
 
     def _by_text(self, prompts: Sequence[Prompt]) -> bool:
         """Is a text the key to all that panel 1 says? Yes where it `reads` nothing else; a panel that does not say may read more."""
         reads = getattr(self.text_encoder, "reads", None)
         return reads <= {"text"} if reads is not None else not any(_says_more(p) for p in prompts)
-
-
-class _Kept:
-    """Rows that frozen panels made, by content, the least recently used thrown out first. With room 0 nothing is kept."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self._rows: OrderedDict[str, Any] = OrderedDict()
-
-    def rows(self, keys: Sequence[str], count: int, make: Callable[[slice], Any], join: Callable[[list], Any]) -> Any:
-        if not self.room or not keys:
-            return make(slice(None))
-        parts = []
-        for i in range(count):
-            if keys[i] not in self._rows:
-                self._rows[keys[i]] = make(slice(i, i + 1))
-            self._rows.move_to_end(keys[i])
-            parts.append(self._rows[keys[i]])
-        while len(self._rows) > self.room:
-            self._rows.popitem(last=False)
-        return join(parts)
 
 
 def _float(z: Tensor) -> Tensor:
