@@ -82,7 +82,7 @@ def parquet_table(root: Path, pairs: list[Pair]) -> None:
 def kohya(root: Path, pairs: list[Pair]) -> None:
     """Its keys are paths of whatever machine, without their ending; tags stand beside."""
     put(root, pairs)
-    told = {f"/home/somebody/train/{name.rsplit('.', 1)[0]}": {"caption": caption, "tags": "x, y"} for name, _, caption in pairs}
+    told = {f"D:/pictures/train/{name.rsplit('.', 1)[0]}": {"caption": caption, "tags": "x, y"} for name, _, caption in pairs}
     (root / "meta_lat.json").write_text(json.dumps(told), encoding="utf-8")
 
 

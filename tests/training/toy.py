@@ -101,7 +101,7 @@ def recipe(**changed: Any) -> Recipe:
 
 def run(out: Path, task: Task | None = None, **changed: Any) -> Result:
     """Train the toy; keywords that `train` knows go to it, the rest changes the recipe."""
-    to_train = {key: changed.pop(key) for key in ("resume", "report", "data", "export", "dry_run", "device") if key in changed}
+    to_train = {key: changed.pop(key) for key in ("resume", "report", "data", "held_out", "export", "dry_run", "device") if key in changed}
     options: dict[str, Any] = {"data": Pixels(), "held_out": Pixels(), "report": Report(quiet=True), "export": nothing, **to_train}
     return train(recipe(**changed), out=out, task=task or Toy(), **options)
 
