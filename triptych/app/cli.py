@@ -152,6 +152,11 @@ def train(
         help="Start from this model's weights, with a fresh optimizer; a folder of diffusers too.")] = None,
     lora: Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1,
         help="Learn thin matrices beside the weights, which stay as they are (LoRA); the run's lora/ holds them.")] = None,
+    trigger: Annotated[str | None, typer.Option("--trigger", metavar="WORDS",
+        help='A name for what your pictures show: it stands for "[trigger]" in a caption, or before it.')] = None,
+    prior: Annotated[list[str] | None, typer.Option("--prior", metavar="PROMPT",
+        help="What must not be forgotten: pictures that the model draws for it are learnt beside yours; may be repeated.")] = None,
+    prior_pictures: Annotated[int, typer.Option("--prior-pictures", min=2, max=100_000, help="How many of them.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run",
         help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,
     as_json: Json = False,
@@ -162,6 +167,7 @@ def train(
     triptych train tiny                                         does it all run? under a minute
     triptych train own --data my-pictures                       fine-tune the embedded generator
     triptych train own --data my-pictures --lora 8              the same, as a LoRA of 8 ranks: less memory, a small file
+    triptych train own --data robot --trigger "sks robot" --prior "a robot" --init stable-diffusion-v1-5/
     triptych train emoji --set steps=2000 --set batch=32 --dry-run
     triptych train ldm --set text_encoder=bert/scenes           another panel 1: a family's size, or a model that was trained
     triptych train emoji --out runs/mine --resume
@@ -169,8 +175,10 @@ def train(
     triptych train --all emoji --dry-run                        every recipe of a group: the plan, and its minutes
     """
     if group is not None:
-        if recipe is not None or resume or init is not None or lora is not None:
-            said = f"RECIPE {recipe}" if recipe is not None else "--resume" if resume else "--init" if init is not None else "--lora"
+        given = {
+            f"RECIPE {recipe}": recipe, "--resume": resume or None, "--init": init, "--lora": lora, "--trigger": trigger, "--prior": prior,
+        }  # fmt: skip
+        if said := next((name for name, value in given.items() if value is not None), ""):
             raise ValueError(f"--all {group} trains every recipe of the group and goes on by itself: leave {said} out")
         from .train_all import run as run_all
 
@@ -179,7 +187,10 @@ def train(
         raise ValueError("nothing to train: give a RECIPE, as in `triptych train tiny`, a FILE.yaml, or --all GROUP")
     from .train import run
 
-    run(recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, lora=lora, dry_run=dry_run, as_json=as_json)
+    run(
+        recipe, data=data, settings=settings or [], out=out, resume=resume, init=init, lora=lora, trigger=trigger, prior=prior or (),
+        prior_pictures=prior_pictures, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()

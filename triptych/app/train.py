@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import recipe as recipes_of
 from .. import recipes
 from ..recipe import Recipe
-from . import say
+from . import finetune, say
 from .data import open_split, sources_of
 from .errors import blame
 
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["changed", "find_recipe", "run", "train_one"]
 
 
-def find_recipe(name: str, data: str | None = None, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe to train, shipped or of a file, as `changed` says.
+def find_recipe(name: str, data: str | None = None, settings: Sequence[str] = (), init: str | None = None) -> Recipe:
+    """The recipe to train, shipped or of a file, as `changed` says. init: what `own` is made for.
 
     Raises ValueError for a recipe, a file, a field or a source that is not there, with the nearest right name.
     """
     is_file = name.endswith((".yaml", ".yml")) or Path(name).is_file()
+    if init is not None and not is_file and name.removeprefix("recipes/") == "own":
+        with blame("bad_checkpoint", f"model {init}"):
+            found = recipes.own.own(init)
+        return changed(found, data, settings)
     return changed(recipes_of.from_yaml(name) if is_file else recipes.get(name.removeprefix("recipes/")), data, settings)
 
 
@@ -40,14 +44,19 @@ def changed(found: Recipe, data: str | None = None, settings: Sequence[str] = ()
 
 def run(
     name: str, *, data: str | None, settings: Sequence[str], out: str | None, resume: bool, init: str | None, lora: int | None = None,
-    dry_run: bool, as_json: bool,
+    trigger: str | None = None, prior: Sequence[str] = (), prior_pictures: int = 100, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train, and leave with 130 or 143 where a signal ended the run (saved)."""
-    recipe = find_recipe(name, data, [*settings, *([f"lora.rank={lora}"] if lora is not None else [])])
-    result = train_one(recipe, _folder(recipe.name, out, resume), resume=resume, init=init, dry_run=dry_run, quiet=as_json)
+    recipe = find_recipe(name, data, [*settings, *([f"lora.rank={lora}"] if lora is not None else [])], init)
+    folder = _folder(recipe.name, out, resume)
+    recipe = finetune.with_trigger(recipe, trigger)
+    recipe = finetune.with_prior(recipe, folder, prior, prior_pictures, init=init, dry_run=dry_run)
+    result, sheet = train_one(recipe, folder, resume=resume, init=init, dry_run=dry_run, quiet=as_json)
     model = str(result.model) if result.model else None
     value = {"recipe": recipe.name, **dataclasses.asdict(result), "out": str(result.out), "model": model}
-    say.result(value, model or "", as_json)
+    say.result({**value, **({"before_after": str(sheet)} if sheet else {})}, model or "", as_json)
+    if sheet:
+        say.note(f"before and after: {sheet}")
     if result.model and (result.model / "triptych.json").exists():
         say.note(f'draw with it: triptych generate "..." --model {result.model}')
     if result.model and recipe.lora is not None:
@@ -56,8 +65,13 @@ def run(
         sys.exit(result.exit_code)
 
 
-def train_one(recipe: Recipe, folder: Path, *, resume: bool, init: str | None = None, dry_run: bool = False, quiet: bool = False) -> Result:
-    """A recipe to the trainer, once its models and data are found to be in order. quiet: no bar, only what matters."""
+def train_one(
+    recipe: Recipe, folder: Path, *, resume: bool, init: str | None = None, dry_run: bool = False, quiet: bool = False
+) -> tuple[Result, Path | None]:  # fmt: skip
+    """A recipe to the trainer, once its models and data are found to be in order: how it ended, and the sheet of before and after.
+
+    quiet: no bar, only what matters.
+    """
     _check_models(recipe, init)
     from ..training import Report, train
 
@@ -67,8 +81,10 @@ def train_one(recipe: Recipe, folder: Path, *, resume: bool, init: str | None = 
         say.note("note: too few examples to hold some out; there is no held-out loss")
     if not dry_run:
         say.note(f"run folder {folder}")
-    report = Report(quiet=quiet)
-    return train(recipe, out=folder, data=train_set, held_out=held_out, resume=resume, init=init, dry_run=dry_run, report=report)
+    recipe = finetune.told_what_to_show(recipe, train_set) if train_set is not None else recipe
+    given = {"data": train_set, "held_out": held_out, "resume": resume, "init": init, "dry_run": dry_run}
+    result = train(recipe, out=folder, report=Report(quiet=quiet), **given)
+    return result, finetune.before_after(recipe, result)
 
 
 def _folder(name: str, out: str | None, resume: bool) -> Path:

@@ -109,7 +109,7 @@ def _turn(recipe: Recipe, root: Path, one: Told, told: Mapping[str, Told], count
         return _plan(recipe, out, one, [name for name in missing if name not in checkpoint.embedded()])
     say.note(f"{count}: {recipe.steps} steps of {recipe.batch}")
     _forget_compiled()
-    result = train_one(recipe, out, resume=(out / "checkpoints").is_dir(), quiet=quiet)
+    result, _ = train_one(recipe, out, resume=(out / "checkpoints").is_dir(), quiet=quiet)
     _read_card(recipe, out, one)
     one.state, one.step = result.reason, result.step
     say.note(f"{count}: {one.state}, {_result(one)}")
@@ -125,7 +125,7 @@ def _plan(recipe: Recipe, out: Path, one: Told, missing: Sequence[str]) -> None:
         one.why = f"stands on {', '.join(missing)}: measured when that is trained"
         return
     say.note(f"{recipe.name}: measuring")
-    result = train_one(recipe, out, resume=False, dry_run=True, quiet=True)
+    result, _ = train_one(recipe, out, resume=False, dry_run=True, quiet=True)
     one.minutes = 60 * result.estimate["hours"] * (1 - one.step / recipe.steps)
 
 

@@ -213,8 +213,8 @@ class Album:
 
 
 def _picture(row: tuple) -> Picture:
-    name, captions, *middle, held, file, offset, size = row
-    return Picture(name, tuple(json.loads(captions)), *middle, bool(held), file, offset, size)
+    found = Picture._make(row)
+    return found._replace(captions=tuple(json.loads(row[1])), held=bool(found.held))
 
 
 def _digest(data: bytes) -> str:

@@ -199,7 +199,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         member = tar.next()
     except tarfile.ReadError:
         return None  # the end is cut off within a header; the gap tells where
-    tar.members = []  # tarfile keeps every header: of a shard that is an index of its own
+    tar.members.clear()  # type: ignore[attr-defined]  tarfile keeps every header: of a shard that is an index of its own
     return member
 
 
