@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from triptych import data
-from triptych.data import picture
+from triptych.data import forms, picture
 from triptych.recipe import Data, Source
 
 
@@ -138,3 +139,33 @@ def test_wrong_folders(tmp_path):
         data.build(spec(tmp_path / "empty"))
     with pytest.raises(ValueError, match="two different"):
         data.build(spec(fill(tmp_path / "one", 1)))
+
+
+def test_odd_places(tmp_path, monkeypatch):
+    """Names that are no letters, that SQLite or a shell would trip over; links that go in circles or lead out; a cache beside them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "100% cache?#"))
+    folder = fill(tmp_path / "own ' \" ?#%", 6)
+    (tmp_path / "secret.png").write_bytes((folder / "p000.png").read_bytes())
+    (folder / "in").mkdir()
+    for i, name in enumerate((b"\xff\xfe.png", "图 片.png".encode(), b"a\nb.png", b"-x'; drop table pictures;.png")):
+        path = os.path.join(os.fsencode(folder / "in"), name)
+        with open(path, "wb") as file:
+            file.write((folder / f"p00{i}.png").read_bytes()[:-1] + bytes([i]))  # other bytes behind the end
+        with open(path[:-3] + b"txt", "w") as file:
+            file.write(f"odd {i}")
+    (folder / "in" / "loop").symlink_to(folder)
+    (folder / "in" / "out.png").symlink_to(tmp_path / "secret.png")
+    train, held = data.build(spec(folder)), data.build(spec(folder), split="held_out")
+    texts = [*train.texts(len(train)), *held.texts(len(held))]
+    assert sorted(texts) == sorted([*(f"picture number {i}" for i in range(6)), *(f"odd {i}" for i in range(4))])
+    assert train.batch(0, 0, 8).images_BCHW.shape == (8, 3, 32, 32)
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "own", 3)
+    monkeypatch.setattr(forms, "MOST_BYTES", 1000)
+    with open(folder / "huge.png", "wb") as file:
+        file.truncate(10**9)  # nothing but a size
+    (folder / "huge.txt").write_text("huge")
+    with pytest.raises(ValueError, match=r"huge\.png \(1000000000 bytes are more than 1000\)"):
+        data.build(spec(folder))

@@ -36,7 +36,7 @@ from .store import cache_folder
 
 __all__ = ["BROKEN_AT_MOST", "Album", "Picture"]
 
-SCHEMA = 3
+SCHEMA = 4
 BROKEN_AT_MOST = 0.01  # a share: more, and something is wrong with the place, not with a file
 AT_ONCE = 256  # pictures that are being looked at, by all threads together
 HELD_OUT = 5  # of a hundred
@@ -83,10 +83,11 @@ class Album:
         self.form = forms.form_of(self.root, how)
         path = self._index()
         self._lock = threading.Lock()
-        self._base = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+        self._base = _read_only(path)
         self.count, self.learnt = self._one("select count(*), coalesce(sum(1 - held), 0) from pictures")
         (self.wrong,) = self._one("select coalesce(sum(counts), 0) from faults")
-        self.faults = [Fault(name, why, bool(c)) for name, why, c in self._all("select * from faults order by name limit ?", named)]
+        faults = self._all("select * from faults order by name limit ?", named)
+        self.faults = [Fault(os.fsdecode(name), why, bool(counts)) for name, why, counts in faults]
         self.fingerprint = str(self._one("select value from about where key = 'fingerprint'")[0])
         if not self.count and not self.wrong:
             raise ValueError(f"{self.root} holds no picture")
@@ -177,7 +178,7 @@ class Album:
                 while some := list(islice(found, AT_ONCE)):
                     for one in pool.map(self._seen, some):
                         if isinstance(one, Fault):
-                            base.execute("insert into faults values (?, ?, ?)", (one.name, one.reason, int(one.counts)))
+                            base.execute("insert into faults values (?, ?, ?)", (os.fsencode(one.name), one.reason, int(one.counts)))
                         else:
                             base.execute(f"insert into found values ({', '.join('?' * len(one))})", one)
                     done += len(some)
@@ -209,22 +210,27 @@ class Album:
             return Fault(one.name, f"at {one.offset}: {error}" if one.size >= 0 else str(error))
         digest = _digest(data)
         held, captions = stable_hash("folder", digest) % 100 < HELD_OUT, json.dumps(one.captions, ensure_ascii=False)
-        return one.name, captions, digest, *told, int(held), one.file, one.offset, one.size
+        return os.fsencode(one.name), captions, digest, *told, int(held), os.fsencode(one.file), one.offset, one.size
 
 
 def _picture(row: tuple) -> Picture:
     found = Picture._make(row)
-    return found._replace(captions=tuple(json.loads(row[1])), held=bool(found.held))
+    names = {"name": os.fsdecode(found.name), "file": os.fsdecode(found.file)}  # not all names are letters
+    return found._replace(**names, captions=tuple(json.loads(row[1])), held=bool(found.held))
 
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+
 def _stamp_in(path: Path) -> str:
     """"" for an index that is not there, or damaged."""
     try:
-        base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        base = _read_only(path)
         try:
             found = base.execute("select value from about where key = 'stamp'").fetchone()
         finally:

@@ -15,12 +15,13 @@ Nothing is unpacked that is no picture or text, nothing is run, no link is follo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..picture import SUFFIXES
+from ..picture import MOST_BYTES, SUFFIXES
 
 __all__ = ["FORMS", "Fault", "Found", "Reading", "files", "find", "form_of", "inside", "one_line", "read", "said"]
 
@@ -138,6 +139,8 @@ def read(root: Path, file: str, offset: int, size: int) -> bytes:
             return rows.read(path, offset)
         with open(path, "rb") as opened:
             if size == -1:
+                if (many := os.fstat(opened.fileno()).st_size) > MOST_BYTES:
+                    raise ValueError(f"{many} bytes are more than {MOST_BYTES}")
                 return opened.read()
             opened.seek(offset)
             data = opened.read(size)
@@ -154,14 +157,15 @@ def read(root: Path, file: str, offset: int, size: int) -> bytes:
 
 
 def walk(root: Path, endings: Sequence[str]) -> Iterator[Path]:
-    """The files below with one of these endings, folder by folder, by name; links are not followed out of the folder."""
+    """The files below with one of these endings, folder by folder, by name. Links to folders, which may go round in circles, and links
+    that lead out are not followed."""
     here = root.resolve()
     for path in sorted(root.iterdir(), key=lambda one: one.name):
-        if path.is_symlink() and not path.resolve().is_relative_to(here):
-            continue
+        linked = path.is_symlink()
         if path.is_dir():
-            yield from walk(path, endings)
-        elif path.suffix.lower() in endings:
+            if not linked:
+                yield from walk(path, endings)
+        elif path.suffix.lower() in endings and not (linked and not path.resolve().is_relative_to(here)):
             yield path
 
 
@@ -177,7 +181,8 @@ def inside(root: Path, name: str, where: str) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """With single spaces; what is half a letter, as JSON can hold it, is a question mark."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def said(value: Any) -> tuple[str, ...]:
