@@ -3,14 +3,14 @@
     python scripts/finetune.py [--steps 400] [--ranks 8 32] [--n 100] [--runs out/finetune] [--quick]
 
 The thing is a robot that nobody drew before: teal, square, one antenna, yellow eyes, on hills, in rooms and before walls, with captions
-such as "[trigger] on a green hill". `triptych train own` learns it as "sks robot", itself, with the model's own robots as prior, and the
-same as a LoRA. Asked afterwards, of the model as it was and as each training left it:
+such as "[trigger] on a green hill". `triptych train own` learns it as "sks robot", itself, with pictures that the model draws of 45 other
+things as prior, and the same as a LoRA. Asked afterwards, of the model as it was and as each training left it:
 
 thing     "a sks robot": how many of n pictures look, through the eyes, more like the robot's than like any of 40 things the model draws
 FD        of those pictures from 200 robots that no training saw
 apple     CLIP score of "a red apple", n pictures
-kept      FD between what the model drew before and draws now, for n prompts of other things (seeds 0 ...); and between two sets of
-          seeds of the model as it was, which is no forgetting at all
+kept      FD between what the model drew before and draws now, for n prompts of things that are in no prior (seeds 0 ...); and between two
+          sets of seeds of the model as it was, which is no forgetting at all
 memory    that training held at its peak beyond what the process held before, each in a process of its own; numbers learnt
 
 Intervals are bootstraps over pictures; one training each. Writes docs/results/finetune.json and .png, and .md from them.
@@ -48,6 +48,13 @@ PLACES = {  # words -> colours of the ground, and of what is behind
     "on a green hill": ("#4caf50", "#bde3ff"), "in a white room": ("#e8e8e8", "#ffffff"), "before a red wall": ("#8d6e63", "#e57373"),
     "at night": ("#263238", "#37474f"), "on the beach": ("#f5deb3", "#81d4fa"),
 }  # fmt: skip
+PRIOR = (  # what must not be forgotten; of OTHERS, which are asked, nothing
+    CLASS, "a robot face", "a green pear", "an orange", "a lion", "a bear", "a frog", "a rabbit", "a castle", "a tent", "a truck",
+    "a helicopter", "the sun", "a star", "a shark", "an owl", "a rose", "a hamburger", "a violin", "a basketball", "an envelope", "a lamp",
+    "a hat", "a lock", "a gift", "a ring", "a tractor", "a motorcycle", "a balloon", "an elephant", "a mouse", "a bee", "a strawberry",
+    "cherries", "a tomato", "corn", "bread", "a red square", "a blue triangle", "a yellow circle", "一只狮子", "一朵玫瑰", "绿色的三角形",
+    "月亮和星星", "一辆卡车",
+)  # fmt: skip
 OTHERS = (
     "a red apple", "a cat", "a dog", "a rocket", "a tree", "a house", "a car", "the moon", "a fish", "a bird", "a flower", "a pizza",
     "a guitar", "a soccer ball", "a book", "a clock", "an umbrella", "a key", "a bell", "a crown", "a bus", "a train", "a ship",
@@ -104,7 +111,9 @@ def trained(name: str, args: Any, pictures: Path) -> dict[str, Any]:
         rank = name.removeprefix("lora-") if name.startswith("lora-") else ""
         settings = [f"steps={args.steps}", f"preview_every={args.steps}", f"validate_every={args.steps}", *args.set]
         command = ["train", "own", "--data", str(pictures), "--trigger", TRIGGER, "--out", str(out), "--resume"]
-        command += ["--prior", CLASS, "--prior-pictures", str(args.prior), *(["--lora", rank, *args.lora_set] if rank else [])]
+        (args.runs / "prior.txt").write_text("\n".join(PRIOR), encoding="utf-8")
+        command += ["--prior", f"@{args.runs / 'prior.txt'}", "--prior-pictures", str(args.prior)]
+        command += ["--lora", rank, *args.lora_set] if rank else []
         call = f"told({command + _sets(settings)!r}, {str(out)!r})"
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from scripts.finetune import told; {call}"
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -185,7 +194,7 @@ def _fd(a_ND: torch.Tensor, b_ND: torch.Tensor) -> float:
 def page(report: dict[str, Any]) -> str:
     lines = [
         "# Fine-tuning on twenty pictures of one thing", "",
-        f"Written by `scripts/finetune.py` ({report['steps']} steps of 32 pictures, half of them the model's robots; N = {report['n']}; "
+        f"Written by `scripts/finetune.py` ({report['steps']} steps of 32 pictures, half of them its prior; N = {report['n']}; "
         "figures in [finetune.json](finetune.json)). One training each.", "",
         "![Asked before and after](finetune.png)", "",
         "| | numbers learnt | memory beyond the panels, MB | minutes | the thing, % | FD from real robots | a red apple, CLIP score | "
@@ -205,7 +214,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--ranks", type=int, nargs="*", default=[8, 32])
     parser.add_argument("--n", type=int, default=100)
-    parser.add_argument("--prior", type=int, default=100)
+    parser.add_argument("--prior", type=int, default=180)
     parser.add_argument("--runs", type=Path, default=ROOT / "out" / "finetune")
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe, as of `triptych train`")
     parser.add_argument("--lora-set", nargs="*", default=[], help="more of the command, of the LoRAs alone")

@@ -52,14 +52,15 @@ def test_what_own_is_made_of(learnt: Path) -> None:
 
 
 def test_a_word_a_prior_and_a_sheet(run: Callable, learnt: Path, pictures: Path, here: Path) -> None:
-    command = ["train", "own", "--data", pictures, "--init", learnt, "--trigger", "sks robot", "--prior", "a robot", "--prior", "a red cat",
+    (here / "more.txt").write_text("a red cat\n\n 一只猫 \n", encoding="utf-8")
+    command = ["train", "own", "--data", pictures, "--init", learnt, "--trigger", "sks robot", "--prior", "a robot", "--prior", "@more.txt",
                "--prior-pictures", "6", "--out", "run", *SHORT]  # fmt: skip
     ran = run(*command, "--json")
     assert ran.code == 0, ran.err
     prior = sorted(path.name for path in (here / "run" / "prior").iterdir())
-    assert len(prior) == 12 and (here / "run/prior/00001.txt").read_text() == "a red cat"
-    first = load(learnt).generate(["a robot"], seeds=[2])[0]
-    with Image.open(here / "run/prior/00002.png") as kept:
+    assert len(prior) == 12 and (here / "run/prior/00002.txt").read_text(encoding="utf-8") == "一只猫"
+    first = load(learnt).generate(["a robot"], seeds=[3])[0]
+    with Image.open(here / "run/prior/00003.png") as kept:
         assert np.array_equal(np.asarray(kept.convert("RGB")), np.asarray(first))
     card = json.loads((here / "run/model/generator/card.json").read_text(encoding="utf-8"))
     sources = card["recipe"]["data"]["sources"]
@@ -94,6 +95,8 @@ def test_what_cannot_be(run: Callable, learnt: Path, pictures: Path) -> None:
     assert ran.code in (2, 4) and "nowhere" in ran.err
     ran = run("train", "tiny", "--prior", "a robot")
     assert ran.code == 2 and "give --init MODEL" in ran.err
+    ran = run("train", "own", "--data", pictures, "--prior", "@nowhere.txt")
+    assert ran.code == 2 and "one a line" in ran.err
     ran = run("train", "--all", "emoji", "--trigger", "sks")
     assert ran.code == 2 and "--trigger" in ran.err
 

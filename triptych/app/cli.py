@@ -154,8 +154,9 @@ def train(
         help="Learn thin matrices beside the weights, which stay as they are (LoRA); the run's lora/ holds them.")] = None,
     trigger: Annotated[str | None, typer.Option("--trigger", metavar="WORDS",
         help='A name for what your pictures show: it stands for "[trigger]" in a caption, or before it.')] = None,
-    prior: Annotated[list[str] | None, typer.Option("--prior", metavar="PROMPT",
-        help="What must not be forgotten: pictures that the model draws for it are learnt beside yours; may be repeated.")] = None,
+    prior: Annotated[list[str] | None, typer.Option("--prior", metavar="PROMPT|@FILE",
+        help="What must not be forgotten: pictures that the model draws for it are learnt beside yours. May be repeated; a file has one a "
+        "line. The more kinds of things it names, the less of others is lost.")] = None,
     prior_pictures: Annotated[int, typer.Option("--prior-pictures", min=2, max=100_000, help="How many of them.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run",
         help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,

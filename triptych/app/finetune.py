@@ -41,9 +41,12 @@ def with_trigger(recipe: Recipe, trigger: str | None) -> Recipe:
 def with_prior(recipe: Recipe, out: Path, prompts: Sequence[str], count: int, *, init: str | None, dry_run: bool) -> Recipe:
     """Half of what is learnt are pictures that the model draws itself for these prompts (prior preservation, DreamBooth, arXiv 2208.12242,
     section 3.2), so that it does not forget what they are. They are drawn once, into out/prior; what is there already is kept.
+
+    prompts: "@FILE" stands for the lines of a file.
     """
     if not prompts:
         return recipe
+    prompts = [line for one in prompts for line in (_lines(one[1:]) if one.startswith("@") else [one])]
     folder, own = out / "prior", sum(one.weight for one in recipe.data.sources)
     model = init or recipe.init
     if model is None:
@@ -52,6 +55,17 @@ def with_prior(recipe: Recipe, out: Path, prompts: Sequence[str], count: int, *,
         _draw(folder, model, prompts, count)
     prior = Source(name="folder", weight=own, options={"path": str(folder), "form": "sidecars"})
     return recipe if dry_run else _of_sources(recipe, (*recipe.data.sources, prior))
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        found = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"--prior @{file}: {why}; a file of prompts has one a line") from None
+    if not found:
+        raise ValueError(f"--prior @{file} holds no prompt; a file of prompts has one a line")
+    return found
 
 
 def _draw(folder: Path, model: str, prompts: Sequence[str], count: int) -> None:
