@@ -156,7 +156,7 @@ def _indexed_by_peer(form: str, root: Path, folder: Path, n: int) -> None:
 # --- waiting ------------------------------------------------------------------------------------------------------------------
 
 
-def waiting(n: int, steps: int, sizes: tuple[int, ...], say: Callable[[str], None]) -> dict[str, Any]:
+def waiting(n: int, steps: int, sizes: tuple[int, ...], say: Callable[[str], None], *, compiled: bool = True) -> dict[str, Any]:
     """Shares of the time of a step, in which nothing was computed for want of a batch."""
     from triptych.recipes.diffusion import ddpm
     from triptych.training.build import build_task
@@ -174,7 +174,7 @@ def waiting(n: int, steps: int, sizes: tuple[int, ...], say: Callable[[str], Non
                 lanes[f"ours, {form}"] = lambda dataset=dataset: (dataset.batch(0, step, BATCH) for step in range(10**9))
                 lanes[_peer(form)] = lambda form=form, size=size: _theirs(form, folder / form, folder, size)
             base = data.build(_spec(folder / "sidecars", size))
-            recipe = replace(ddpm(), data=_spec(folder / "sidecars", size), batch=BATCH, steps=10**6)
+            recipe = replace(ddpm(), data=_spec(folder / "sidecars", size), batch=BATCH, steps=10**6, compile=compiled)
             run = Run(recipe, build_task(recipe), base, None, "cpu", Report(quiet=True))
             for _ in range(3):  # compiling is over
                 run.update(base.batch(0, 0, BATCH))

@@ -114,3 +114,15 @@ def test_a_public_folder(run: Callable, pictures: Path, here: Path) -> None:
     ran = run("train", "own", "--data", pictures, "--init", "sd", "--lora", "2", "--out", "run", "--set", "sampling.steps=2", *SHORT)
     assert ran.code == 0, ran.err
     assert run("generate", "a toy", "--model", "sd", "--lora", "run/lora", "--steps", "2", "-o", "toy.png").code == 0
+
+
+def test_pictures_of_many_shapes(run: Callable, learnt: Path, pictures: Path, here: Path) -> None:
+    """Buckets through the whole command: batches of several shapes are learnt from, and the sheet shows one of them."""
+    for i in range(24):
+        shape = ((16, 24, 3), (24, 16, 3))[i % 2]
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)).save(pictures / f"{i}.png")
+    ran = run("train", "own", "--data", pictures, "--init", learnt, "--out", "run", "--set", "data.buckets.step=4", *SHORT)
+    assert ran.code == 0, ran.err
+    assert (here / "run/before-after.png").exists() and run("generate", "a toy", "--model", "run/model", "-o", "a.png").code == 0
+    ran = run("train", "own", "--data", pictures, "--init", learnt, "--out", "other", "--set", "data.buckets.stp=4", *SHORT)
+    assert ran.code == 2 and "step" in ran.err

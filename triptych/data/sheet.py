@@ -42,13 +42,14 @@ def contact_sheet(batch: Batch, columns: int = 8, *, least: int = 128) -> Any:
     Raises ValueError for an empty batch.
     """
     images = batch.images_BCHW
-    side = least if images is None else images.shape[-1] * max(1, least // images.shape[-1])
+    longest = least if images is None else max(images.shape[-2:])
+    side = longest * max(1, least // longest)
     captions = [prompt.text or f"label {prompt.label}" for prompt in batch.prompts]
     return sheet([(text, [] if images is None else [images[i]]) for i, text in enumerate(captions)], columns, side=side)
 
 
 def sheet(cells: Sequence[tuple[str, Sequence[Tensor]]], columns: int = 8, *, side: int = 128, smooth: bool = False, lines: int = 3) -> Any:
-    """A PIL.Image of cells (caption, its pictures [3, H, W] in [-1, 1] side by side, each drawn `side` wide and high).
+    """A PIL.Image of cells (caption, its pictures [3, H, W] in [-1, 1] side by side, the longer side of each `side` long).
 
     smooth: enlarge between pixels, not by whole ones.  lines: of a caption, at most; what does not fit ends in "…".
     Raises ValueError where there is no cell.
@@ -66,7 +67,9 @@ def sheet(cells: Sequence[tuple[str, Sequence[Tensor]]], columns: int = 8, *, si
         x, y = _GAP + i % columns * (wide + _GAP), _GAP + i // columns * high
         for k, picture in enumerate(pictures):
             pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-            canvas.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), how), (x + k * (side + 2), y))
+            width, height = (max(1, round(length * side / max(pixels.shape[:2]))) for length in pixels.shape[1::-1])
+            drawn = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), how)
+            canvas.paste(drawn, (x + k * (side + 2) + (side - width) // 2, y + (side - height) // 2))
             draw.rectangle((x + k * (side + 2) - 1, y - 1, x + k * (side + 2) + side, y + side), outline=(208, 208, 208))
         y += (side if many else 0) + _GAP // 2
         for k, text in enumerate(wrapped(caption, letters, wide, lines)):
