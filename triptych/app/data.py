@@ -28,7 +28,7 @@ def parse_data_spec(text: str, size: int) -> recipe.Data:
     Raises ValueError for a part that is neither, with the nearest right name, and for a weight that is not above 0.
     """
     sources = sources_of(text)
-    return recipe.Data(sources=sources, size=0 if all(source.name == "texts" for source in sources) else size)
+    return recipe.Data(sources=sources, size=0 if all(source.name in ("texts", "lines") for source in sources) else size)
 
 
 def sources_of(text: str) -> tuple[recipe.Source, ...]:
@@ -52,11 +52,14 @@ def sources_of(text: str) -> tuple[recipe.Source, ...]:
 
 
 def _source(name: str, options: str, weight: float) -> recipe.Source:
-    if name in data.SOURCES and name != "folder":
+    if name in data.SOURCES and name not in ("folder", "lines"):
         return recipe.Source(name=name, weight=weight, options=_options(options))
     if name and Path(name).exists():
-        return recipe.Source(name="folder", weight=weight, options={"path": name, **_options(options)})
-    named = [source for source in data.SOURCES if source != "folder"]
+        told = _options(options)
+        if told.get("form") == "texts" or name.endswith(".txt"):
+            return recipe.Source(name="lines", weight=weight, options={"path": name})
+        return recipe.Source(name="folder", weight=weight, options={"path": name, **told})
+    named = [source for source in data.SOURCES if source not in ("folder", "lines")]
     raise ValueError(f"data {name!r} is neither a folder here nor a source; {nearest(name, named)}")
 
 

@@ -7,8 +7,9 @@
     data.contact_sheet(batch, columns)             -> PIL.Image, for `triptych data show`
 
 Sources are files of this folder: `emoji` (pairs), `scenes` (pairs with ground truth), `openclipart` (pairs), `folder` (a person's own
-pairs, or pictures alone, in many forms), `coco` (pictures with boxes), `photos` (a few photographs), `texts` (texts alone). What
-`recipe.data.ports` names (`ports`) then fills the prompts with more than words: class numbers, maps, small pictures, holes.
+pairs, or pictures alone, in many forms), `coco` (pictures with boxes), `photos` (a few photographs), `lines` (a person's text files),
+`texts` (texts of the emoji and scenes). What `recipe.data.ports` names (`ports`) then fills the prompts with more than words: class
+numbers, maps, small pictures, holes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["SOURCES", "build", "contact_sheet", "describe"]
 
 SOURCES = {  # file -> its class
     "emoji": "EmojiSource", "scenes": "ScenesSource", "openclipart": "OpenClipartSource", "folder": "FolderSource", "coco": "CocoSource",
-    "photos": "PhotosSource", "texts": "TextsSource",
+    "photos": "PhotosSource", "lines": "LinesSource", "texts": "TextsSource",
 }  # fmt: skip
 
 Split = Literal["train", "held_out"]

@@ -135,9 +135,9 @@ class Dataset:
         for source in sources:
             if not source.count:
                 raise ValueError(f"data source {source.name!r} holds nothing in this split; {source.describe()}")
-        silent = [source.name for source in sources if source.name == "texts"]
+        silent = [source.name for source in sources if source.name in ("texts", "lines")]
         if size and silent and len(silent) < len(sources):
-            raise ValueError(f"source 'texts' has no pictures and cannot be mixed with pictures of side {size}; set data.size to 0")
+            raise ValueError(f"source {silent[0]!r} has no pictures and cannot be mixed with pictures of side {size}; set data.size to 0")
         self._cards = shares(weights)
 
     def __len__(self) -> int:
