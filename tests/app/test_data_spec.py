@@ -91,6 +91,9 @@ def test_a_check_tells_all_of_it(run: Callable, folder: Path, here: Path) -> Non
     page = (here / "check.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;大的噪声" in page and not any(bad in page for bad in ("<b>大的噪声", "<script", "http:", "https:"))
     assert page.count("data:image/webp;base64,") == 27 + 2 + 4
+    (folder / "silent.png").write_bytes((folder / "3.png").read_bytes())
+    assert "silent.png (no caption: write silent.txt beside it" in run("data", "check", folder).out
+    (folder / "silent.png").unlink()
     (folder / "broken.png").write_bytes(b"\x80\x04no picture")
     (folder / "broken.txt").write_text("broken", encoding="utf-8")
     ran = run("data", "check", folder)

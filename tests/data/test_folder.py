@@ -85,7 +85,7 @@ def test_metadata_table(tmp_path):
     ('{"file_name": "../secret.png", "text": "x"}', r"metadata\.jsonl:1.*secret\.png.*leads out"),
     ('{"file_name": "/etc/secret.png", "text": "x"}', r"leads out"),
     ('{"file_name": "..\\\\secret.png", "text": "x"}', r"leads out"),
-    ('{"file_name": "p009.png", "text": "x"}', r"not there: p009\.png"),
+    ('{"file_name": "p009.png", "text": "x"}', r"p009\.png \(.*metadata\.jsonl:1 names it, and it is not there"),
     ('{"file_name": "p001.tiff", "text": "x"}', r"p001\.tiff.*no picture"),
     ('{"file_name": "p001.png"}', r"metadata\.jsonl:1 has none of the columns text, caption"),
     ('{"file_name": "p001.png", "text": " "}', r"metadata\.jsonl:1 needs 'file_name' and 'text'"),
@@ -104,9 +104,19 @@ def test_missing_captions_are_named(tmp_path):
     folder = fill(tmp_path / "own", 9)
     (folder / "p004.txt").unlink()
     (folder / "p006.txt").write_text("  \n")
-    with pytest.raises(ValueError, match=r"p004\.png, p006\.png.*p004\.txt"):
+    with pytest.raises(ValueError, match=r"2 of 9.*p004\.png \(no caption: write p004\.txt.*p006\.png"):
         data.build(spec(folder))
     assert len(data.build(spec(folder, captions=False))) == 8
+
+
+def test_one_in_a_hundred_may_lack_its_caption(tmp_path, capsys):
+    folder = fill(tmp_path / "own", 120)
+    (folder / "p007.txt").unlink()
+    train = data.build(spec(folder))
+    assert len(train) + len(data.build(spec(folder), split="held_out")) == 119 and "p007.png: left out: no caption" in capsys.readouterr().err
+    rows = [{"file_name": f"p{i:03}.png", "text": f"row {i}"} for i in range(121)]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    assert set(data.build(spec(folder)).sources[0].describe()["broken"]) == {"p120.png"}
 
 
 def test_broken_pictures_are_named_or_refused(tmp_path, capsys):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..picture import SUFFIXES
-from . import Fault, Found, Reading, one_line, some, walk
+from . import Fault, Found, Reading, one_line, walk
 
 __all__ = ["classes", "pictures", "sidecars"]
 
@@ -27,20 +27,13 @@ def classes(root: Path, how: Reading) -> Iterator[Found | Fault]:
 
 
 def sidecars(root: Path, how: Reading) -> Iterator[Found | Fault]:
-    """cat.png with cat.txt or cat.caption. Raises ValueError, at the end, that names those without."""
-    silent = []
+    """cat.png with cat.txt or cat.caption; a picture without is a fault that says what to write."""
     for name in _names(root):
         captions = _beside(root / name, how.lines)
         if captions:
             yield Found(name, captions, name)
         else:
-            silent.append(name)
-    if silent:
-        first = Path(silent[0])
-        raise ValueError(
-            f"no caption for {some(silent)}: write {first.with_suffix('.txt').name} beside {first.name}; or set the option 'captions' to "
-            f"false (pictures alone), or 'form' to classes (the folder's name says what they show)"
-        )
+            yield Fault(name, f"no caption: write {Path(name).with_suffix('.txt').name} beside it, or read pictures alone, captions=false")
 
 
 def _names(root: Path) -> Iterator[str]:

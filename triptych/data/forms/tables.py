@@ -20,7 +20,7 @@ def table(root: Path, how: Reading) -> Iterator[Found | Fault]:
     path = next((root / name for name in TABLES if (root / name).is_file()), None)
     if path is None:
         raise ValueError(f"{root} holds none of {', '.join(TABLES)}")
-    column, missing, count = how.column, [], 0
+    column, count = how.column, 0
     for where, row in {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix](path):
         column = column or (column_of(row, "", where) if isinstance(row, dict) and any(row) else "text")
         name, captions = (row.get("file_name"), said(row.get(column))) if isinstance(row, dict) else (None, ())
@@ -28,12 +28,7 @@ def table(root: Path, how: Reading) -> Iterator[Found | Fault]:
             raise ValueError(f"{where} needs 'file_name' and {column!r}, neither empty")
         name = inside(root, name, where)
         count += 1
-        if (root / name).is_file():
-            yield Found(name, captions, name)
-        else:
-            missing.append(name)
-    if missing:
-        raise ValueError(f"{path} names files that are not there: {some(missing)}")
+        yield Found(name, captions, name) if (root / name).is_file() else Fault(name, f"{where} names it, and it is not there")
     if not count:
         raise ValueError(f"{path} is empty")
 
@@ -64,8 +59,8 @@ def kohya(root: Path, how: Reading) -> Iterator[Found | Fault]:
         captions = said(row.get(how.column)) if how.column else said(row.get("caption")) or said(row.get("tags"))
         if not captions:
             raise ValueError(f"{where} has neither caption nor tags" if not how.column else f"{where} has no {how.column!r}")
-        name = _resolved(root, name, where)
-        yield Found(name, captions, name)
+        found = _resolved(root, name, where)
+        yield Found(found, captions, found) if found else Fault(name, f"{path.name} names it, and it is not there")
 
 
 def coco(root: Path, how: Reading) -> Iterator[Found | Fault]:
@@ -78,7 +73,6 @@ def coco(root: Path, how: Reading) -> Iterator[Found | Fault]:
             raise ValueError(f"{where} has no {how.column or 'caption'!r}; a file of captions is needed, not one of boxes")
         if text := one_line(text):
             captions.setdefault(one.get("image_id"), []).append((one.get("id", i), text))
-    missing = []
     for i, one in enumerate(value["images"]):
         where = f"{path}: images.{i}"
         name = one.get("file_name") if isinstance(one, dict) else None
@@ -87,14 +81,10 @@ def coco(root: Path, how: Reading) -> Iterator[Found | Fault]:
         name = inside(root, name, where)
         name = name if (root / name).is_file() else f"images/{name}"
         known = tuple(text for _, text in sorted(captions.get(one.get("id"), [])))
-        if not known:
-            raise ValueError(f"{where}: no annotation says anything of {name}")
-        if (root / name).is_file():
-            yield Found(name, known, name)
+        if not (root / name).is_file():
+            yield Fault(name, f"{where} names it, and it is not there")
         else:
-            missing.append(name)
-    if missing:
-        raise ValueError(f"{path} names files that are not in {root}: {some(missing)}")
+            yield Found(name, known, name) if known else Fault(name, f"no caption: no annotation of {path.name} says anything of it")
 
 
 def _only(root: Path, kind: str) -> tuple[Path, dict[str, Any]]:
@@ -106,7 +96,7 @@ def _only(root: Path, kind: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _resolved(root: Path, name: str, where: str) -> str:
-    """kohya's keys are paths of any machine, often absolute and without an ending: what counts is what stands below the root."""
+    """kohya's keys are paths of any machine, often absolute and without an ending: what counts is what is below the root, or ""."""
     from ..picture import SUFFIXES
 
     parts = name.replace("\\", "/").split("/")
@@ -115,7 +105,7 @@ def _resolved(root: Path, name: str, where: str) -> str:
         for ending in ("", *SUFFIXES):
             if Path(below + ending).suffix.lower() in SUFFIXES and ".." not in parts and (root / (below + ending)).is_file():
                 return inside(root, below + ending, where)
-    raise ValueError(f"{where}: there is no such picture in {root}")
+    return ""
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------
