@@ -113,7 +113,8 @@ def test_one_in_a_hundred_may_lack_its_caption(tmp_path, capsys):
     folder = fill(tmp_path / "own", 120)
     (folder / "p007.txt").unlink()
     train = data.build(spec(folder))
-    assert len(train) + len(data.build(spec(folder), split="held_out")) == 119 and "p007.png: left out: no caption" in capsys.readouterr().err
+    assert len(train) + len(data.build(spec(folder), split="held_out")) == 119
+    assert "p007.png: left out: no caption" in capsys.readouterr().err
     rows = [{"file_name": f"p{i:03}.png", "text": f"row {i}"} for i in range(121)]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     assert set(data.build(spec(folder)).sources[0].describe()["broken"]) == {"p120.png"}
