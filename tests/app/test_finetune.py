@@ -66,7 +66,7 @@ def test_a_word_a_prior_and_a_sheet(run: Callable, learnt: Path, pictures: Path,
     sources = card["recipe"]["data"]["sources"]
     assert [one["weight"] for one in sources] == [1.0, 1.0] and sources[0]["options"]["trigger"] == "sks robot"
     prompts = card["recipe"]["preview_prompts"]
-    assert prompts[-1] == "a red apple" and len(prompts) == 4 and any("sks robot" in text for text in prompts)
+    assert prompts[-1] == "a red apple" and set(prompts[:-1]) == {"sks robot on a hill", "sks robot, a toy on a table"}
     assert ran.json["before_after"] == "run/before-after.png"
     with Image.open(here / "run/before-after.png") as sheet:
         assert sheet.size[0] > 2 * 128
@@ -77,6 +77,20 @@ def test_a_word_a_prior_and_a_sheet(run: Callable, learnt: Path, pictures: Path,
     ran = run(*command, "--resume", "--json")
     assert ran.code == 0 and ran.json["step"] == 3 and (here / "run/prior/00005.txt").exists()
     assert (here / "run/prior/00003.png").read_bytes() == changed
+
+
+def test_what_was_left_out_is_kept(run: Callable, learnt: Path, pictures: Path, here: Path) -> None:
+    for i in range(24, 130):
+        shutil.copy(pictures / f"{i % 24}.png", pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"number {i}")
+    (pictures / "77.png").write_bytes((pictures / "7.png").read_bytes()[:60])
+    ran = run("train", "own", "--data", pictures, "--init", learnt, "--out", "run", *SHORT)
+    assert ran.code == 0, ran.err
+    (line,) = (here / "run" / "bad_files.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["name"] == "77.png" and "truncated" in json.loads(line)["reason"]
+    (pictures / "78.png").write_bytes(b"")
+    ran = run("train", "own", "--data", pictures, "--init", learnt, "--out", "other", *SHORT)
+    assert ran.code == 3 and "2 of 130 pictures cannot be used" in ran.err
 
 
 def test_a_lora_of_any_model(run: Callable, learnt: Path, pictures: Path, here: Path) -> None:

@@ -141,7 +141,7 @@ def train(
     group: Annotated[str | None, typer.Option("--all", metavar="GROUP",
         help="Train every recipe of a group, one after the other, into --out/NAME; run again, the same command goes on.")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="SPEC",
-        help='Train on this instead: a folder, or "emoji:3,scenes:1".')] = None,
+        help='Train on this instead: a folder, a .tar, a .parquet, or "emoji:3,scenes:1"; see `triptych data check --help`.')] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C",
         help="Change a field of the recipe; may be repeated.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR",

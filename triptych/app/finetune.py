@@ -96,7 +96,8 @@ def told_what_to_show(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Prompts of the previews, where the recipe has none: a few of the person's captions, and one of what the model knew before."""
     if recipe.preview_prompts or recipe.name != "own":
         return recipe
-    own = list(dict.fromkeys(text for text in dataset.texts(200) if text))[:SHOWN]
+    words = getattr(dataset.sources[0], "words", None)  # the person's own come first, and what must not be forgotten behind it
+    own = list(dict.fromkeys(text for i in range(200) if words and (text := words(0, i))))[:SHOWN]
     return dataclasses.replace(recipe, preview_prompts=(*own, ANCHOR)) if own else recipe
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from .data import open_split, sources_of
 from .errors import blame
 
 if TYPE_CHECKING:
+    from ..data.index import Dataset
     from ..training import Result
 
 __all__ = ["changed", "find_recipe", "run", "train_one"]
@@ -86,10 +88,25 @@ def train_one(
         say.note("note: too few examples to hold some out; there is no held-out loss")
     if not dry_run:
         say.note(f"run folder {folder}")
+        _keep_broken(train_set, folder)
     recipe = finetune.told_what_to_show(recipe, train_set) if train_set is not None else recipe
     given = {"data": train_set, "held_out": held_out, "resume": resume, "init": init, "dry_run": dry_run}
     result = train(recipe, out=folder, report=Report(quiet=quiet), **given)
     return result, finetune.before_after(recipe, result)
+
+
+def _keep_broken(dataset: Dataset | None, folder: Path) -> None:
+    """RUN/bad_files.jsonl: what is not learnt from, and why, where there is any."""
+    from ..checkpoint import write_atomically
+
+    told = [source.describe() for source in dataset.sources] if dataset is not None else []
+    lines = [
+        json.dumps({"path": one.get("path", ""), "name": name, "reason": reason}, ensure_ascii=False)
+        for one in told
+        for name, reason in one.get("broken", {}).items()
+    ]
+    if lines:
+        write_atomically(folder / "bad_files.jsonl", ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _folder(name: str, out: str | None, resume: bool) -> Path:
