@@ -232,6 +232,29 @@ def test_a_word_of_ones_own(pairs: list[Pair], tmp_path: Path) -> None:
     assert set(data.build(spec(tmp_path, captions=False, trigger="sks robot")).texts(20)) == {"sks robot"}
 
 
+def test_another_column_and_lists_of_captions(pairs: list[Pair], tmp_path: Path) -> None:
+    put(tmp_path, pairs[:6])
+    rows = [{"file_name": name, "en": caption, "zh": [f"第{i}张", "\ud83d半", ""]} for i, (name, _, caption) in enumerate(pairs[:6])]
+    lines = map(json.dumps, rows)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert {one.captions[1] for one in Album(tmp_path, Reading(column="zh")).each()} == {"?半"}
+    assert {one.captions for one in Album(tmp_path, Reading(column="en")).each()} == {(caption,) for *_, caption in pairs[:6]}
+    with pytest.raises(ValueError, match="has none of the columns text, caption, captions, prompt, description; name the one"):
+        Album(tmp_path, Reading())
+    with pytest.raises(ValueError, match="needs 'file_name' and 'fr'"):
+        Album(tmp_path, Reading(column="fr"))
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ({"form": "folders"}, "no form 'folders'"), ({"template": "a photo"}, "write {class} there"),
+    ({"form": "coco"}, "one JSON of this form"), ({"form": "shards"}, "holds no .tar"), ({"form": "parquet"}, "holds no .parquet"), ({"form": "classes"}, "lies in no class"),
+])  # fmt: skip
+def test_wrong_forms_are_named(how: dict[str, Any], message: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=message):
+        Album(tmp_path, Reading(**how))
+
+
 # --- buckets ----------------------------------------------------------------------------------------------------------------
 
 

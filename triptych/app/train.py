@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .. import recipe as recipes_of
 from .. import recipes
 from ..recipe import Recipe
+from ..recipes.own import own
 from . import finetune, say
 from .data import open_split, sources_of
 from .errors import blame
@@ -34,7 +35,7 @@ def find_recipe(name: str, data: str | None = None, settings: Sequence[str] = ()
     is_file = name.endswith((".yaml", ".yml")) or Path(name).is_file()
     if init is not None and not is_file and name.removeprefix("recipes/") == "own":
         with blame("bad_checkpoint", f"model {init}"):
-            found = recipes.own.own(init)
+            found = own(init)
         return changed(found, data, settings)
     return changed(recipes_of.from_yaml(name) if is_file else recipes.get(name.removeprefix("recipes/")), data, settings)
 
