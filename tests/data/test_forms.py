@@ -247,7 +247,8 @@ def test_another_column_and_lists_of_captions(pairs: list[Pair], tmp_path: Path)
 
 @pytest.mark.parametrize(("how", "message"), [
     ({"form": "folders"}, "no form 'folders'"), ({"template": "a photo"}, "write {class} there"),
-    ({"form": "coco"}, "one JSON of this form"), ({"form": "shards"}, "holds no .tar"), ({"form": "parquet"}, "holds no .parquet"), ({"form": "classes"}, "lies in no class"),
+    ({"form": "coco"}, "one JSON of this form"), ({"form": "shards"}, "holds no .tar"), ({"form": "parquet"}, "holds no .parquet"),
+    ({"form": "classes"}, "lies in no class"),
 ])  # fmt: skip
 def test_wrong_forms_are_named(how: dict[str, Any], message: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
