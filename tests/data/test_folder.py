@@ -180,3 +180,19 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
     (folder / "huge.txt").write_text("huge")
     with pytest.raises(ValueError, match=r"huge\.png \(1000000000 bytes are more than 1000\)"):
         data.build(spec(folder))
+
+
+def test_a_picture_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    """It is named, nothing of it is kept, and the next run takes it as it is then."""
+    from triptych.data import folder as source
+
+    own, fitted = fill(tmp_path / "own", 5), source.fitted
+
+    def struck(data, size):
+        raise ValueError("struck")
+
+    monkeypatch.setattr(source, "fitted", struck)
+    with pytest.raises(ValueError, match=r"p00\d\.png of .* changed while it was being read: struck; run again"):
+        data.build(spec(own))
+    monkeypatch.setattr(source, "fitted", fitted)
+    assert len(data.build(spec(own))) == 4

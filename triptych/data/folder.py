@@ -74,7 +74,6 @@ class FolderSource:
             raise ValueError(f"{path}: one picture cannot be both learnt and held out; give it two different ones at least{more}")
         self._pixels = self._kept() if size else None
 
-
     def _mine(self, of_N: np.ndarray) -> np.ndarray:
         """Of one value for each picture, or of the numbers of some (they rise), those of this split."""
         cut = self.album.learnt if len(of_N) == len(self.album) else int(np.searchsorted(of_N, self.album.learnt))
@@ -148,7 +147,8 @@ class FolderSource:
 
 
 def _free() -> int:
-    folder = cache_folder()
+    """Bytes that the cache folder's disk has, be the folder there or not."""
+    folder: Path = cache_folder()
     while not folder.exists():
-        folder = Path(folder.parent)
+        folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -80,6 +80,7 @@ def _make(file: Path, shape: tuple[int, ...], make: Callable[[int], np.ndarray],
             _progress(what, i + 1, shape[0])
         out.flush()
         del out
+        file.with_suffix(".json").unlink(missing_ok=True)  # of an earlier time
         if blank:
             file.with_suffix(".json").write_text(json.dumps(blank))
         half.replace(file)
