@@ -137,15 +137,11 @@ def _text(kind: bytes) -> bytes:
     return _chunk(kind, b"k\0\0" + packed if kind == b"zTXt" else b"k\0\1\0\0\0" + packed)
 
 
-def _saved(width: int, height: int, kind: str) -> bytes:
-    out = io.BytesIO()
-    Image.new("L" if kind != "WEBP" else "RGB", (width, height)).save(out, kind)
-    return out.getvalue()
-
-
 def _jpeg_of(side: int) -> bytes:
     """A true JPEG whose header says another size."""
-    small = bytearray(_saved(64, 64, "JPEG"))
+    out = io.BytesIO()
+    Image.new("L", (64, 64)).save(out, "JPEG")
+    small = bytearray(out.getvalue())
     at = small.index(b"\xff\xc0")
     small[at + 5 : at + 9] = struct.pack(">HH", side, side)
     return bytes(small)
@@ -159,7 +155,7 @@ def _gif_of(side: int) -> bytes:
 BOMBS: dict[str, Callable[[], bytes]] = {
     "png": lambda: _png_of(100_000, 100_000), "png, wide": lambda: _png_of(2**31 - 1, 1), "png, large": lambda: _png_of(9_000, 9_000),
     "png, zTXt": lambda: _png_of(8, 8, _text(b"zTXt")), "png, iTXt": lambda: _png_of(8, 8, _text(b"iTXt")),
-    "jpeg": lambda: _jpeg_of(65_000), "gif": lambda: _gif_of(65_535), "slim": lambda: _saved(1, 4000, "PNG"),
+    "jpeg": lambda: _jpeg_of(65_000), "gif": lambda: _gif_of(65_535), "slim": lambda: _png_of(2**27, 1),
     "webp": lambda: b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2,
     "no picture": lambda: b"\x89PNG\r\n\x1a\n" + bytes(4_000),
 }  # fmt: skip

@@ -38,14 +38,15 @@ class Seen(NamedTuple):
 def opened(source: Source) -> Any:
     """A PIL picture in RGB.
 
-    Raises FileNotFoundError, and ValueError with the reason: not of the formats, damaged, or beyond MOST_BYTES, MOST_PIXELS or SLIMMEST,
-    which its header tells before anything is unpacked.
+    Raises FileNotFoundError, and ValueError with the reason: not of the formats, damaged, or beyond MOST_BYTES or MOST_PIXELS, which its
+    header tells before anything is unpacked.
     """
     return _read(source, _upright)
 
 
 def seen(source: Source) -> Seen:
-    """What a picture is that was unpacked to its end and found whole. Raises as `opened` does.
+    """What a picture is that was unpacked to its end and found whole. Raises as `opened` does, and for one that is slimmer than SLIMMEST:
+    no square and no bucket shows it.
 
     A large JPEG is unpacked to an eighth of its sides: all of its data is read, and its pixels need not be made.
     """
@@ -95,8 +96,6 @@ def _read(source: Source, use: Any) -> Any:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as raw:
                 if raw.width * raw.height > MOST_PIXELS:
                     raise ValueError(f"{raw.width} x {raw.height} pixels are more than {MOST_PIXELS}")
-                if max(raw.size) > SLIMMEST * min(raw.size):
-                    raise ValueError(f"{raw.width} x {raw.height} is slimmer than 1 : {SLIMMEST}")
                 return use(raw)
     except UnidentifiedImageError:
         raise ValueError(f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture that can be read") from None
@@ -125,6 +124,8 @@ def _looked_at(raw: Any) -> Seen:
     from PIL import Image
 
     width, height = raw.size
+    if max(raw.size) > SLIMMEST * min(raw.size):
+        raise ValueError(f"{width} x {height} is slimmer than 1 : {SLIMMEST}")
     if raw.getexif().get(0x0112, 1) >= 5:  # EXIF's four orientations that swap the sides
         width, height = height, width
     if raw.format == "JPEG":
