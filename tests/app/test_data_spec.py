@@ -100,6 +100,8 @@ def test_a_check_tells_all_of_it(run: Callable, folder: Path, here: Path) -> Non
     assert ran.code == 3 and "1 of 28 pictures cannot be used" in ran.err
     assert "broken.png (no PNG" in ran.out and "1 pictures are there twice" in ran.out
     assert run("data", "check", folder, "--page", "check.html").code == 2
+    ran = run("data", "check", f"{folder}?frm=classes")
+    assert ran.code == 3 and "no option 'frm'; did you mean 'form'" in ran.err
 
 
 def test_what_is_kept_can_be_seen_and_cleared(run: Callable, folder: Path) -> None:

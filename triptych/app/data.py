@@ -135,11 +135,10 @@ def run_check(spec: str, size: int, page: str | None, model: str, as_json: bool)
         say.result(report, _as_text(report), as_json)
         return
     from ..data.album import BROKEN_AT_MOST
+    from ..data.inspect import inspect
 
     with blame("bad_data", spec):
         album = _album(folders[0])
-        from ..data.inspect import inspect
-
         report = inspect(album, size=size, buckets=described.buckets or recipe.Buckets(), too_long=_too_long(model))
     if page is not None:
         from .data_page import write_page
@@ -151,13 +150,16 @@ def run_check(spec: str, size: int, page: str | None, model: str, as_json: bool)
 
 
 def _album(source: recipe.Source) -> Album:
-    """As `FolderSource` reads it, but for what is broken: that is what is asked."""
+    """As `FolderSource` reads it, but for what is broken: that is what is asked. Raises ValueError for an option that it does not have."""
     import dataclasses
 
     from ..data.album import Album
     from ..data.forms import Reading
 
-    known = {field.name for field in dataclasses.fields(Reading)}
+    known = [field.name for field in dataclasses.fields(Reading)]
+    for option in source.options:
+        if option not in (*known, "path", "trigger"):
+            raise ValueError(f"a folder has no option {option!r}; {nearest(option, known)}")
     return Album(source.options["path"], Reading(**{name: value for name, value in source.options.items() if name in known}), strict=False)
 
 
