@@ -7,7 +7,8 @@ indexing  pictures a second from a place that nobody has seen to one that can be
 waiting   how much of a training step is spent waiting for its batch: the step of recipe `ddpm` (compiled, bf16 where there is), batches
           of 64 pictures of 32 and of 64 pixels, made while the step before is computed. The peers' loaders unpack and fit each picture
           whenever it comes, as their documentation shows, in a thread of their own like ours; ours does it once
-memory    what a process has grown by behind opening 1,000 and 100,000 pictures of a shard and drawing 100 batches of them
+memory    what a process has grown by behind opening 1,000 and 100,000 pictures, in shards of 5,000, and drawing 100 batches of them: memory
+          of its own, and with it pages of files that it has mapped, which the system may take back at any time
 
 Pictures are noise of 64 x 64 as PNG. Leave the machine alone meanwhile. Figures go to docs/results/data_speed.json, and a table is printed.
 """
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ __all__ = ["indexing", "main", "memory", "waiting"]
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("sidecars", "shards", "parquet")
 BATCH = 64
+SHARD = 5000  # pictures
 
 
 # --- pictures in every form ---------------------------------------------------------------------------------------------------
@@ -69,13 +72,15 @@ def _write(root: Path, form: str, n: int, side: int = 64) -> None:
             (root / f"{name}.png").write_bytes(picture)
             (root / f"{name}.txt").write_text(caption)
     elif form == "shards":
-        with tarfile.open(root / "00000.tar", "w") as tar:
-            for name, picture, caption in _pairs(n, side):
-                for ending, content in (("png", picture), ("txt", caption.encode())):
-                    info = tarfile.TarInfo(f"{name}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    else:
+        pairs = _pairs(n, side)
+        for number in range(-(-n // SHARD)):
+            with tarfile.open(root / f"{number:05}.tar", "w") as tar:
+                for name, picture, caption in islice(pairs, SHARD):
+                    for ending, content in (("png", picture), ("txt", caption.encode())):
+                        info = tarfile.TarInfo(f"{name}.{ending}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+    elif form == "parquet":
         import datasets
 
         features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
@@ -235,7 +240,7 @@ def _theirs(form: str, root: Path, folder: Path, size: int) -> Iterator[torch.Te
 
 
 def memory(counts: tuple[int, ...], say: Callable[[str], None]) -> dict[str, Any]:
-    """Megabytes that a process of its own grows by, by the number of pictures."""
+    """Megabytes that a process of its own grows by, by the number of pictures: its own, and with mapped files at their peak."""
     found: dict[str, Any] = {}
     with _place() as folder:
         for n in counts:
@@ -243,8 +248,9 @@ def memory(counts: tuple[int, ...], say: Callable[[str], None]) -> dict[str, Any
             for what in ("looking", "drawing"):
                 command = [sys.executable, "-m", "benchmarks.data", "--one", str(folder / str(n))]
                 ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-                found[f"{n}, {what}"] = float(ran.stdout)
-                say(f"{n} pictures, {what}: {found[f'{n}, {what}']:.1f} MB")
+                own, all_ = map(float, ran.stdout.split())
+                found[f"{n}, {what}"] = {"own_MB": own, "peak_with_mapped_files_MB": all_}
+                say(f"{n} pictures, {what}: {own:.1f} MB of its own, at its peak {all_:.1f} MB with mapped files")
     return found
 
 
@@ -252,11 +258,17 @@ def _one(root: str) -> None:
     """Open a place and draw from it; the first time its index is made."""
     data.build(Data(sources=(Source(name="scenes", options={"cutouts": False}),), size=16)).batch(0, 0, 4)  # what is imported is there
     forget_peak()
-    before = peak() or 0
+    before, own = peak() or 0, _own()
     dataset = data.build(_spec(Path(root), 16))
     for step in range(100):
         dataset.batch(0, step, BATCH)
-    print(((peak() or 0) - before) / 2**20)
+    print((_own() - own) / 2**20, ((peak() or 0) - before) / 2**20)
+
+
+def _own() -> int:
+    """Bytes of this process that are in no file (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def main() -> None:
