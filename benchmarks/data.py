@@ -10,7 +10,7 @@ waiting   how much of a training step is spent waiting for its batch: the step o
 memory    what a process has grown by behind opening 1,000 and 100,000 pictures, in shards of 5,000, and drawing 100 batches of them: memory
           of its own, and with it pages of files that it has mapped, which the system may take back at any time
 
-Pictures are noise of 64 x 64 as PNG. Leave the machine alone meanwhile. Figures go to docs/results/data_speed.json, and a table is printed.
+Pictures are noise of 64 x 64 as PNG. Leave the machine alone meanwhile. Figures go to docs/results/data_speed.json.
 """
 
 from __future__ import annotations
