@@ -31,8 +31,7 @@ import torch
 from benchmarks.machine import facts
 from scripts.fault_data import Row, bombs, pictures, shards
 from scripts.fault_kills import _fork, kills
-from tests.faults import test_checkpoints as saves
-from tests.faults import test_full_disk as full
+from tests.faults import breaking
 from tests.training import toy
 from triptych.training import Locked, room, state
 
@@ -52,27 +51,12 @@ def killed(n: int, seed: int = 0) -> Row:
 
 def failed_saves(n: int, seed: int = 0) -> Row:
     """Every call of a save that touches the disk fails once, by each error, or dies there; the one before is whole, the next succeeds."""
-    wrong, count = [], 0
+    count, wrong = 0, []
     ways = [("ENOSPC", False), ("EIO", False), ("EIO", True), ("kill", True)][: max(1, n)]
-    with tempfile.TemporaryDirectory() as folder:
-        for how, forever in ways:
-            for at in range(1, 1000):
-                run = Path(folder) / f"{how}-{forever}-{at}"
-                for step in (1, 2):
-                    saves.save(run, step)
-                with saves.failing(at, how, forever=forever) as made:
-                    with contextlib.suppress(OSError, saves.Died):
-                        saves.save(run, 3)
-                    reached = made() >= at
-                count += reached
-                if 2 not in saves.whole(run):
-                    wrong.append(f"{how} at call {at}: the checkpoint before is gone")
-                saves.save(run, 4)
-                if saves.whole(run)[0] != 4 or list((run / "checkpoints").glob("*.tmp-*")):
-                    wrong.append(f"{how} at call {at}: the next save did not succeed")
-                shutil.rmtree(run)
-                if not reached:
-                    break
+    for how, forever in ways:
+        with tempfile.TemporaryDirectory() as folder:
+            calls, _, failed = breaking.failed_saves(Path(folder), how, forever=forever)
+        count, wrong = count + calls, [*wrong, *failed]
     return {"n": count, "counts": {"ways": len(ways)}, "wrong": wrong}
 
 
@@ -84,11 +68,11 @@ def full_disks(n: int, seed: int = 0) -> Row:
         with contextlib.redirect_stderr(io.StringIO()):
             toy.run(twin, steps=20)
         for number in range(n):
-            out, report = Path(folder) / f"run-{number}", full.Said()
+            out, report = Path(folder) / f"run-{number}", toy.Lines()
             first, failures = f"step-{5 * draw.randrange(1, 5):06d}", draw.randrange(1, 40)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(room.Room.__init__, "__defaults__", (0.01,))
-                full.Disk(patch, out, failures=failures, first=first)
+                breaking.Disk(patch, out, failures=failures, first=first)
                 toy.run(out, steps=20, report=report)
             told = [line for line in report.lines if line.startswith("paused: ") and "free some space" in line]
             paused += len(told)
@@ -156,24 +140,8 @@ def two_trainers(n: int, seed: int = 0) -> Row:
 
 def flipped_checkpoints(n: int, seed: int = 0) -> Row:
     """One bit of the newest checkpoint is flipped: it is named, and the one before it is used."""
-    draw, wrong = random.Random(seed), []
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
-        for step in (1, 2):
-            saves.save(run, step)
-        files = sorted((run / "checkpoints/step-000002").iterdir())
-        for _ in range(n):
-            path = draw.choice(files)
-            good = path.read_bytes()
-            bad = bytearray(good)
-            bad[draw.randrange(len(good))] ^= 1 << draw.randrange(8)
-            path.write_bytes(bad)
-            said: list[str] = []
-            found = state.newest(run, verify=True, say=said.append)
-            if found is None or found.step != 1 or not any("step-000002" in line for line in said):
-                wrong.append(f"{path.name}: {found}, {said}")
-            path.write_bytes(good)
-    return {"n": n, "counts": {}, "wrong": wrong}
+        return {"n": n, "counts": {}, "wrong": breaking.flipped_bits(Path(folder), n, random.Random(seed))}
 
 
 # --- the table --------------------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def trained(name: str, args: Any, pictures: Path) -> dict[str, Any]:
         command = ["train", "own", "--data", str(pictures), "--trigger", TRIGGER, "--out", str(out), "--resume"]
         (args.runs / "prior.txt").write_text("\n".join(PRIOR), encoding="utf-8")
         command += ["--prior", f"@{args.runs / 'prior.txt'}", "--prior-pictures", str(args.prior)]
-        command += ["--lora", rank, *args.lora_set] if rank else []
+        command += ["--lora", rank] if rank else []
         call = f"told({command + _sets(settings)!r}, {str(out)!r})"
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from scripts.finetune import told; {call}"
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -139,7 +139,7 @@ def told(command: list[str], out: str) -> None:
             before.append(sum(p.numel() for p in self.task.modules.parameters() if self._learns[p]))
         return update(self, batch)
 
-    Run.update = first  # type: ignore[method-assign]
+    Run.update = first  # type: ignore[method-assign]  the one moment at which all is loaded and nothing learnt
     begun = time.monotonic()
     code = triptych_main(command)
     assert code == 0, f"ended with {code}"
@@ -197,8 +197,8 @@ def page(report: dict[str, Any]) -> str:
         f"Written by `scripts/finetune.py` ({report['steps']} steps of 32 pictures, half of them its prior; N = {report['n']}; "
         "figures in [finetune.json](finetune.json)). One training each.", "",
         "![Asked before and after](finetune.png)", "",
-        "| | numbers learnt | memory beyond the panels, MB | minutes | the thing, % | FD from real robots | a red apple, CLIP score | "
-        "FD from before |", "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| | numbers learnt | memory beyond the panels, MB | minutes by the clock | the thing, % | FD from real robots | "
+        "a red apple, CLIP score | FD from before |", "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     for name, one in report["found"].items():
         learnt, memory, minutes = (f"{one['training'][key]:{form}}" if one["training"] else "" for key, form in
@@ -217,7 +217,6 @@ def main() -> None:
     parser.add_argument("--prior", type=int, default=180)
     parser.add_argument("--runs", type=Path, default=ROOT / "out" / "finetune")
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe, as of `triptych train`")
-    parser.add_argument("--lora-set", nargs="*", default=[], help="more of the command, of the LoRAs alone")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from PIL import Image
 
 from triptych.app.data import parse_data_spec
 from triptych.recipe import Data, Source
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept here, and cleared, is nobody else's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -109,6 +116,7 @@ def test_what_is_kept_can_be_seen_and_cleared(run: Callable, folder: Path) -> No
     kept = run("data", "cache", "list", "--json").json
     names = {one["name"] for one in kept["kept"]}
     assert any(name.startswith("album-") for name in names) and any(name.startswith("folder-") for name in names)
+    assert kept["folder"].startswith(os.environ["XDG_CACHE_HOME"])
     assert kept["bytes"] == sum(one["bytes"] for one in kept["kept"]) and kept["folder"] in run("data", "cache", "list").out
     assert run("data", "cache", "clear", "nothing-*").code == 2
     removed = run("data", "cache", "clear", "album-*", "--json").json["removed"]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.faults.breaking import Disk
 from tests.training import toy
-from triptych.training import DiskFull, Report, room, state
+from triptych.training import DiskFull, room, state
 
 
 @pytest.fixture(autouse=True)
@@ -21,36 +20,10 @@ def _look_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room.Room.__init__, "__defaults__", (0.05,))
 
 
-class Disk:
-    """Writes below a folder fail with ENOSPC from those of a checkpoint on, until so many have failed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, below: Path, *, failures: int, first: str = "step-") -> None:
-        self.failures, self.below, self.first, self.failed, self._write = failures, str(below), first, 0, os.write
-        monkeypatch.setattr(os, "write", self.write)
-
-    def write(self, handle: int, data: Any) -> int:
-        path = os.readlink(f"/proc/self/fd/{handle}")
-        if path.startswith(self.below) and (self.first in path or self.failed) and self.failed < self.failures:
-            self.failed += 1
-            if self.failed % 3 == 0 and len(data) > 1:  # a little fits: what is torn must not stay
-                return self._write(handle, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        return self._write(handle, data)
-
-
-class Said(Report):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 @pytest.mark.parametrize("failures", [1, 2, 7, 30])
 def test_it_pauses_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     toy.run(tmp_path / "twin", steps=20)
-    disk, report = Disk(monkeypatch, tmp_path / "run", failures=failures), Said()
+    disk, report = Disk(monkeypatch, tmp_path / "run", failures=failures), toy.Lines()
     assert toy.run(tmp_path / "run", steps=20, report=report).reason == "finished"
     assert disk.failed == failures
     paused = [line for line in report.lines if line.startswith("paused: ")]
@@ -72,14 +45,14 @@ def test_too_little_is_said_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         real(folder, needed)
 
     monkeypatch.setattr(state, "check_space", check_space)
-    report = Said()
+    report = toy.Lines()
     assert toy.run(tmp_path, steps=10, report=report).reason == "finished"
     assert len(asked) >= 5 and any(line.startswith("paused: ") and "more and resume" in line for line in report.lines)
 
 
 def test_a_signal_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 6, and what was saved before is whole."""
-    report = Said()
+    report = toy.Lines()
 
     def struck() -> None:
         while not any(line.startswith("paused") for line in report.lines):

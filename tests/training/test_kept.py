@@ -81,3 +81,12 @@ def test_a_place_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"cannot keep latents .*XDG_CACHE_HOME"):
         Kept("latents", panel(0), 2**20).rows(["a"], Counted())
+
+
+def test_two_trainers_share_what_is_kept() -> None:
+    """Two connections, by turns and with the same rows: each finds what the other made."""
+    one, two, make = Kept("latents", panel(0), 2**20), Kept("latents", panel(0), 2**20), Counted()
+    for i in range(20):
+        (one if i % 2 else two).rows([str(i)], make)
+        (two if i % 2 else one).rows([str(i)], make)
+    assert len(make.made) == 20

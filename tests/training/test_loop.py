@@ -11,18 +11,7 @@ from PIL import Image
 from tests.training import toy
 from triptych.contracts import Task
 from triptych.recipe import Optimizer, Recipe, from_mapping
-from triptych.training import BadCheckpoint, Report, state
-
-
-class Lines(Report):
-    """A report that remembers what it was told."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+from triptych.training import BadCheckpoint, state
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -106,7 +95,7 @@ def test_while_the_rate_is_flat_the_end_is_still_open(tmp_path: Path) -> None:
 
 
 def test_resume_of_nothing_starts(tmp_path: Path) -> None:
-    report = Lines()
+    report = toy.Lines()
     toy.run(tmp_path, steps=2, resume=True, report=report)
     assert any("starting from the beginning" in line for line in report.lines)
 
@@ -120,7 +109,7 @@ def test_an_other_module_is_refused_by_tensor(tmp_path: Path) -> None:
 
 
 def test_dry_run_measures_and_writes_nothing(tmp_path: Path) -> None:
-    report = Lines()
+    report = toy.Lines()
     found = toy.run(tmp_path / "run", dry_run=True, report=report).estimate
     parameters = sum(p.numel() for p in toy.Toy().modules.parameters())
     assert found["parameters"] == found["trained"] == parameters
@@ -137,7 +126,7 @@ def test_a_broken_compiler_is_said_once_and_costs_only_speed(tmp_path: Path, mon
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
     monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     torch._dynamo.reset()
-    report = Lines()
+    report = toy.Lines()
     toy.run(tmp_path / "compiled", steps=5, compile=True, report=report)
     assert sum("going on without it" in line for line in report.lines) == 1
     toy.run(tmp_path / "plain", steps=5)
@@ -157,7 +146,7 @@ def test_weights_stay_float32_when_the_computation_is_bf16(tmp_path: Path) -> No
 
 def test_a_recipe_says_what_it_expects_and_the_run_whether_it_came(tmp_path: Path) -> None:
     cards: list[dict] = []
-    report = Lines()
+    report = toy.Lines()
     wanted = {"loss": "<= 1e3", "largest": ">= 0.5"}
     result = toy.run(tmp_path / "a", steps=10, expect=wanted, report=report, export=lambda task, recipe, folder, card: cards.append(card))
     assert [(e.measure, e.reached) for e in result.expected] == [("loss", True), ("largest", False)]  # never measured: never reached

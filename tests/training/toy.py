@@ -18,6 +18,17 @@ from triptych.recipe import Family, Optimizer, Recipe
 from triptych.training import Report, Result, train
 
 
+class Lines(Report):
+    """A report that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 class Pixels:
     """Endless 8 x 8 pictures of two-coloured halves; sample n is a function of (seed, n)."""
 

@@ -156,7 +156,7 @@ def train(
         help='A name for what your pictures show: it stands for "[trigger]" in a caption, or before it.')] = None,
     prior: Annotated[list[str] | None, typer.Option("--prior", metavar="PROMPT|@FILE",
         help="What must not be forgotten: pictures that the model draws for it are learnt beside yours. May be repeated; a file has one a "
-        "line. The more kinds of things it names, the less of others is lost.")] = None,
+        "line. Name many kinds of things, not one.")] = None,
     prior_pictures: Annotated[int, typer.Option("--prior-pictures", min=2, max=100_000, help="How many of them.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run",
         help="Measure and say: parameters, memory, pictures a second, hours, disk.")] = False,

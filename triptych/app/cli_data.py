@@ -15,9 +15,9 @@ data_app.add_typer(cache_app, name="cache", help="What is kept so that it need n
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress and notes stay on stderr.")]
 Size = Annotated[int, typer.Option("--size", help="Side of the pictures in pixels.", min=1, max=4096)]
 Spec = Annotated[str, typer.Argument(metavar="SPEC",
-    help='"emoji", "scenes", a mixture "emoji:3,scenes:1", or a place of pictures: a folder, a .tar, a .parquet. How a place is read is '
+    help='"emoji", "scenes", a mixture "emoji:3,scenes:1", or a place of pictures: a folder, a .tar, a .parquet, a .txt. How it is read is '
     'seen from what is there; said, it stands behind it: "DIR?form=classes&template=a {class}". Options: form, captions, lines, column, '
-    "template, trigger.")]  # fmt: skip
+    "template, trigger; form=texts reads the .txt files of a folder as texts alone.")]  # fmt: skip
 
 
 @data_app.command("build")

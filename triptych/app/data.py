@@ -28,7 +28,7 @@ def parse_data_spec(text: str, size: int) -> recipe.Data:
     Raises ValueError for a part that is neither, with the nearest right name, and for a weight that is not above 0.
     """
     sources = sources_of(text)
-    return recipe.Data(sources=sources, size=0 if all(source.name in ("texts", "lines") for source in sources) else size)
+    return recipe.Data(sources=sources, size=0 if all(source.name in data.WORDS for source in sources) else size)
 
 
 def sources_of(text: str) -> tuple[recipe.Source, ...]:
@@ -56,9 +56,10 @@ def _source(name: str, options: str, weight: float) -> recipe.Source:
         return recipe.Source(name=name, weight=weight, options=_options(options))
     if name and Path(name).exists():
         told = _options(options)
-        if told.get("form") == "texts" or name.endswith(".txt"):
-            return recipe.Source(name="lines", weight=weight, options={"path": name})
-        return recipe.Source(name="folder", weight=weight, options={"path": name, **told})
+        lines = name.endswith(".txt") or told.get("form") == "texts"
+        if lines:
+            told.pop("form", None)
+        return recipe.Source(name="lines" if lines else "folder", weight=weight, options={**told, "path": name})
     named = [source for source in data.SOURCES if source not in ("folder", "lines")]
     raise ValueError(f"data {name!r} is neither a folder here nor a source; {nearest(name, named)}")
 
@@ -135,11 +136,11 @@ def run_check(spec: str, size: int, page: str | None, model: str, as_json: bool)
         say.result(report, _as_text(report), as_json)
         return
     from ..data.album import BROKEN_AT_MOST
-    from ..data.inspect import inspect
+    from ..data.check import check
 
     with blame("bad_data", spec):
         album = _album(folders[0])
-        report = inspect(album, size=size, buckets=described.buckets or recipe.Buckets(), too_long=_too_long(model))
+        report = check(album, size=size, buckets=described.buckets or recipe.Buckets(), too_long=_too_long(model))
     if page is not None:
         from .data_page import write_page
 

@@ -18,7 +18,7 @@ SHOWN = 48  # pictures of the sample, evenly from the whole
 SIDE = 96
 
 def write_page(path: Path, report: Mapping[str, Any], album: Album) -> Path:
-    """report: as `data.inspect` tells it. Every name and caption is somebody's: they reach the page as text."""
+    """report: as `data.check` tells it. Every name and caption is somebody's: they reach the page as text."""
     from ..checkpoint import write_atomically  # imports torch
 
     pictures, captions, broken = report["pictures"], report["captions"], report["broken"]

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from ..recipe import Data
     from .index import Dataset
 
-__all__ = ["SOURCES", "build", "contact_sheet", "describe"]
+__all__ = ["SOURCES", "WORDS", "build", "contact_sheet", "describe"]
 
 SOURCES = {  # file -> its class
     "emoji": "EmojiSource", "scenes": "ScenesSource", "openclipart": "OpenClipartSource", "folder": "FolderSource", "coco": "CocoSource",
     "photos": "PhotosSource", "lines": "LinesSource", "texts": "TextsSource",
 }  # fmt: skip
+
+WORDS = ("texts", "lines")  # sources that have no pictures
 
 Split = Literal["train", "held_out"]
 

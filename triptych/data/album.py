@@ -228,7 +228,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
 
 
 def _stamp_in(path: Path) -> str:
-    """"" for an index that is not there, or damaged."""
+    """ "" for an index that is not there, or damaged."""
     try:
         base = _read_only(path)
         try:

@@ -10,12 +10,11 @@ captions file a row says one of its picture's captions. One picture in twenty, b
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ..contracts import Prompt
 from .album import BROKEN_AT_MOST
-from .forms import some
+from .forms import as_json, inside, some
 from .index import Row, draws, pick, place, stable_hash
 from .picture import opened
 from .store import stored
@@ -165,7 +164,7 @@ def _read(root: Path, instances: Path, captions: Path | None) -> tuple[tuple[str
         width, height = _field(one, "width", int, where), _field(one, "height", int, where)
         if width < 1 or height < 1:
             raise ValueError(f"{where}: a picture of {width} x {height}")
-        sizes[_field(one, "id", int, where)] = _inside(root, _field(one, "file_name", str, where), where), width, height
+        sizes[_field(one, "id", int, where)] = root / inside(root, _field(one, "file_name", str, where), where), width, height
     missing = [str(file.relative_to(root)) for file, *_ in sizes.values() if not file.is_file()]
     if missing:
         raise ValueError(f"{instances} names files that are not in {root}: {some(missing)}")
@@ -192,11 +191,9 @@ def _read(root: Path, instances: Path, captions: Path | None) -> tuple[tuple[str
 
 def _json(file: Path, *lists: str) -> dict[str, list[dict[str, Any]]]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = as_json(file.read_bytes(), str(file))
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
     for name in lists:
         entries = value.get(name) if isinstance(value, dict) else None
         if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
@@ -216,10 +213,3 @@ def _known(entry: dict[str, Any], name: str, known: dict[int, Any], where: str) 
     if value not in known:
         raise ValueError(f"{where}: {name} {value} is nowhere in this file")
     return value
-
-
-def _inside(root: Path, name: str, where: str) -> Path:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if not name or parts.is_absolute() or ":" in name or ".." in parts.parts or not (root / parts).resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{where}: file_name {name!r} leads out of {root}; only files inside it are read")
-    return root / parts

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..contracts import Batch, Prompt, Rng
+from . import WORDS
 
 __all__ = ["Dataset", "Port", "Row", "Source", "as_images", "deal", "deck", "draws", "permutation", "pick", "place", "stable_hash"]
 
@@ -135,7 +136,7 @@ class Dataset:
         for source in sources:
             if not source.count:
                 raise ValueError(f"data source {source.name!r} holds nothing in this split; {source.describe()}")
-        silent = [source.name for source in sources if source.name in ("texts", "lines")]
+        silent = [source.name for source in sources if source.name in WORDS]
         if size and silent and len(silent) < len(sources):
             raise ValueError(f"source {silent[0]!r} has no pictures and cannot be mixed with pictures of side {size}; set data.size to 0")
         self._cards = shares(weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -12,6 +11,8 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from .state import FULL
 
 __all__ = ["Metrics", "Report"]
 
@@ -97,7 +98,7 @@ class Metrics:
         try:
             self._pass_on()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
 
     def sync(self) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from .report import Report
 from .signals import Stop
-from .state import DiskFull
+from .state import FULL, DiskFull
 
-__all__ = ["FULL", "Room"]
+__all__ = ["Room"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = 5.0  # seconds between two looks
 T = TypeVar("T")
 

@@ -28,9 +28,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ["BadCheckpoint", "Checkpoint", "DiskFull", "Locked", "check_space", "complete", "locked", "newest", "write"]
+__all__ = ["FULL", "BadCheckpoint", "Checkpoint", "DiskFull", "Locked", "check_space", "complete", "locked", "newest", "write"]
 
 SCHEMA = 1
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of OSError.errno: nothing more fits
 _FINAL = re.compile(r"step-(\d{6,})")
 _SLACK = 16 * 2**20  # free space left over beside a checkpoint: metrics, previews, the folder itself
 
@@ -97,7 +98,7 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], facts
         _sync_folder(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise DiskFull(f"the disk filled while {final} was written ({needed} bytes); free some space and resume") from error
         raise
     for old in complete(run)[keep:]:

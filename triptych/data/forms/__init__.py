@@ -23,7 +23,10 @@ from typing import Any, NamedTuple
 
 from ..picture import MOST_BYTES, SUFFIXES
 
-__all__ = ["FORMS", "Fault", "Found", "Reading", "files", "find", "form_of", "inside", "one_line", "read", "said"]
+__all__ = [
+    "FORMS", "TABLES", "Fault", "Found", "Reading", "as_json", "column_of", "files", "find", "form_of", "inside", "one_line", "read",
+    "said", "some", "walk",
+]  # fmt: skip
 
 FORMS = ("sidecars", "classes", "pictures", "table", "kohya", "coco", "shards", "parquet")
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

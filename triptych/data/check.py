@@ -1,6 +1,6 @@
 """What an album holds, told whole: counts, sizes, formats, captions and their languages, pictures that are there twice, what is broken.
 
-    told = inspect(album, buckets=Buckets(), size=64, too_long=lambda captions: [...])      -> JSON-ready
+    told = check(album, buckets=Buckets(), size=64, too_long=lambda captions: [...])      -> JSON-ready
 
 Pictures that look alike, though their bytes differ (another format, another size, a little brighter), are found by a difference hash: they
 share all but NEAR of its 64 bits. Of a picture that is nearly even the hash says nothing, and it is not compared. Shape legend: N pictures.
@@ -20,7 +20,7 @@ from ..recipe import Buckets
 from . import buckets as shapes
 from .album import BROKEN_AT_MOST, Album
 
-__all__ = ["NEAR", "inspect", "language_of", "pairs_alike"]
+__all__ = ["NEAR", "check", "language_of", "pairs_alike"]
 
 NEAR = 3
 PLAIN = 6  # bits that are set; fewer: nearly even
@@ -29,7 +29,7 @@ BANDS = 4  # of 16 bits: two that differ in fewer bits than there are bands agre
 CROWDED = 200  # pictures of one band: more are compared only where few share the whole hash
 
 
-def inspect(
+def check(
     album: Album, *, size: int, buckets: Buckets | None = None, too_long: Callable[[Sequence[str]], list[bool]] | None = None
 ) -> dict[str, Any]:  # fmt: skip
     """buckets: as they would be, of pictures about size x size large.  too_long: which captions panel 1 would cut.
