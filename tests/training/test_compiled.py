@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training import toy
-from tests.training.test_loop import Lines
+from tests.training.toy import Lines
 from triptych.layers.conv import Enlarge, ResBlock
 
 compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler: sudo apt-get install g++")

@@ -22,7 +22,7 @@ from tests.contract import tiny
 from tests.training import toy
 from tests.training.test_generator import recipe as plain
 from tests.training.test_generator import scenes
-from tests.training.test_loop import Lines
+from tests.training.toy import Lines
 from triptych import catalog, judging
 from triptych.data.scenes import CLASSES
 from triptych.eyes import Eyes

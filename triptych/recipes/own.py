@@ -14,7 +14,7 @@ __all__ = ["own", "tiny"]
 def own(model: str = "emoji") -> Recipe:
     """A model that has learnt, fine-tuned on your pictures: the embedded one, another of ours, or a folder that diffusers saved.
 
-    triptych train own --data DIR                                         # about 5 minutes on two cores
+    triptych train own --data DIR                                         # some minutes on two cores
     triptych train own --data DIR --init sd --lora 8
     triptych train own --data DIR --trigger "sks robot" --prior "a robot"
     triptych generate "..." --model RUN/model
