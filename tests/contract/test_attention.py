@@ -25,6 +25,7 @@ def heads(batch: int, many: int, tokens: int, keys: int, width: int, dtype: torc
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
+    monkeypatch.setattr(attention, "_intel", lambda: False)
     pieces = attention._in_pieces
     monkeypatch.setattr(attention, "_in_pieces", lambda *qkv: calls.append(1) or pieces(*qkv))
     return calls
@@ -47,8 +48,10 @@ def test_in_pieces_as_at_once(
 
 
 @onednn
+@pytest.mark.parametrize("intel", [False, True])
 @torch.no_grad()
-def test_a_row_is_the_same_in_any_batch() -> None:
+def test_a_row_is_the_same_in_any_batch(intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_intel", lambda: intel)
     q, k, v = heads(3, 2, 1100, 1100, 16, torch.float32)
     together = attend(q, k, v)
     for i in range(3):
@@ -56,7 +59,7 @@ def test_a_row_is_the_same_in_any_batch() -> None:
 
 
 @onednn
-def test_who_learns_hides_keys_or_chooses_is_left_to_torch(counted: list[int]) -> None:
+def test_who_learns_hides_keys_or_chooses_is_left_to_torch(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = heads(1, 2, 20, 1024, 8, torch.float32)
     mask = (torch.arange(1024) < 1000)[None, None, None]
     torch.testing.assert_close(attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask))
@@ -64,6 +67,9 @@ def test_who_learns_hides_keys_or_chooses_is_left_to_torch(counted: list[int]) -
     attend(q.double(), k.double(), v.double())
     attend(q, k[:, :, :1000], v[:, :, :1000])
     with sdpa_kernel(SDPBackend.MATH):
+        attend(q, k, v)
+    with monkeypatch.context() as there:
+        there.setattr(attention, "_intel", lambda: True)
         attend(q, k, v)
     assert not counted
     attend(q, k, v)

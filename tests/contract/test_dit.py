@@ -69,9 +69,10 @@ def test_another_grid_is_stretched_over_the_trained_one() -> None:
     torch.testing.assert_close(fine.view(8, 8, 8)[::2, ::2], coarse.view(4, 4, 8))
 
 
+@pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_short_attention_in_bf16_is_attention(masked: bool) -> None:
-    q, k, v = (torch.randn(2, 4, n, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
+def test_short_attention_in_bf16_is_attention(masked: bool, learns: bool) -> None:
+    q, k, v = (torch.randn(2, 4, n, 16, dtype=torch.bfloat16, requires_grad=learns) for n in (5, 9, 9))
     mask = (torch.arange(9) < torch.tensor([[3], [9]]))[:, None, None] if masked else None
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
     assert ((attend(q, k, v, mask) - exact).norm() / exact.norm()).item() < 0.01

@@ -159,6 +159,18 @@ def test_group_norm_has_the_same_gradient() -> None:
         torch.testing.assert_close(mine, true, rtol=2e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("sides", [(6, 10), (32, 33)])
+@pytest.mark.parametrize("channels", [16, 96])
+@torch.no_grad()
+def test_group_norm_of_narrow_groups(channels: int, sides: tuple[int, int]) -> None:
+    """In bf16 and without gradients: the layout stays, and the numbers are those of channels that lie apart but for the last bit."""
+    norm, x = GroupNorm(4, channels, eps=1e-5), torch.randn(3, channels, *sides).to(torch.bfloat16)
+    torch.nn.init.normal_(norm.weight)
+    y = norm(x.contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.group_norm(x, 4, norm.weight, norm.bias, 1e-5), rtol=8e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_compiled_group_norm_is_the_same(dtype: torch.dtype, near: float, layout: torch.memory_format) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.training import toy
 from tests.training.toy import Lines
+from triptych.contracts import Batch
 from triptych.layers.conv import Enlarge, ResBlock
 
 compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler: sudo apt-get install g++")
@@ -54,3 +56,34 @@ def test_compiled_code_that_is_wrong_is_found_and_left(tmp_path: Path) -> None:
     toy.run(tmp_path / "b", task(), steps=5, compile=False)
     losses = [[line["loss"] for line in toy.metrics(tmp_path / name)] for name in ("a", "b")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3), "no step was lost, and none made twice"
+
+
+class Shapes(toy.Pixels):
+    """Batches of several shapes, in turn."""
+
+    def __init__(self, count: int) -> None:
+        self.shapes, self.sides = count, ((8, 8), (4, 16), (16, 4))
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        batch = super().batch(seed, step, batch_size)
+        assert batch.images_BCHW is not None
+        return replace(batch, images_BCHW=batch.images_BCHW.reshape(batch_size, 3, *self.sides[step % len(self.sides)]))
+
+
+@compiler
+def test_every_shape_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own limit, after which it compiles no more, is lower than the number of shapes here; another order after a kill would
+    compile others, and learn others."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    report = Lines()
+    toy.run(tmp_path / "a", toy.Toy(), data=Shapes(3), steps=6, compile=True, report=report)
+    assert not any("compile" in line for line in report.lines), report.lines
+    assert counters["stats"]["unique_graphs"] >= 3
+
+
+def test_too_many_shapes_are_not_compiled(tmp_path: Path) -> None:
+    report = Lines()
+    toy.run(tmp_path / "a", toy.Toy(), data=Shapes(9), steps=2, compile=True, report=report)
+    assert any(line.startswith("not compiled: pictures come in 9 shapes") for line in report.lines), report.lines

@@ -144,6 +144,11 @@ class Dataset:
     def __len__(self) -> int:
         return sum(source.count for source in self.sources)
 
+    @property
+    def shapes(self) -> int:
+        """How many shapes its batches have, at most."""
+        return sum(len(getattr(source, "groups", ())) or 1 for source in self.sources) if self.buckets else 1
+
     def row(self, seed: int, n: int) -> Row:
         """Sample number n; in buckets it is one of some shape, and in no batch's order."""
         which, position = deal(seed, n, self._cards)

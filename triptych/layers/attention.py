@@ -5,6 +5,8 @@ B batch, N heads, L tokens (M of another sequence), D width, d = D / N, K = L + 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,10 +27,11 @@ def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | N
     """softmax(q k^T / sqrt(d)) v over the keys whose mask is True; a row without any gives zeros or their mean, never NaN."""
     if mask_B11K is None and k_BNKd.shape[2] >= _MANY and _alone(q_BNLd, k_BNKd, v_BNKd):
         return _in_pieces(q_BNLd, k_BNKd, v_BNKd)
-    short_bf16 = q_BNLd.dtype == torch.bfloat16 and q_BNLd.device.type == "cpu" and k_BNKd.shape[2] <= 512
-    if not short_bf16:
+    short_bf16 = q_BNLd.dtype == torch.bfloat16 and q_BNLd.is_cpu and k_BNKd.shape[2] <= 512
+    if not (short_bf16 and _learns(q_BNLd, k_BNKd, v_BNKd)):
         return F.scaled_dot_product_attention(q_BNLd, k_BNKd, v_BNKd, mask_B11K)
-    # Plain products: the fused kernel of CPUs takes three times as long backwards in bf16 (64 tokens, 4 or 8 heads, Zen 5).
+    # Plain products: the fused kernel of CPUs takes three times as long backwards in bf16 (64 tokens, 4 or 8 heads, Zen 5). Forwards it is
+    # two to six times as fast (64 to 256 keys, a Xeon with AMX), and half as far from the truth.
     scores_BNLK = (q_BNLd * q_BNLd.shape[-1] ** -0.5) @ k_BNKd.transpose(-1, -2)
     if mask_B11K is not None:
         scores_BNLK = scores_BNLK.masked_fill(~mask_B11K, torch.finfo(torch.bfloat16).min)
@@ -36,21 +39,31 @@ def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | N
 
 
 def _alone(*tensors: Tensor) -> bool:
-    """On a CPU with oneDNN and few cores, of one precision that it multiplies; and nobody asks for gradients, compiles, or has chosen
-    among torch's kernels (`torch.nn.attention.sdpa_kernel`)."""
+    """On a CPU with oneDNN and few cores that is not Intel's, of one precision that it multiplies; and nobody asks for gradients, compiles,
+    or has chosen among torch's kernels (`torch.nn.attention.sdpa_kernel`)."""
     dtype = tensors[0].dtype
     if not (_ONEDNN and tensors[0].is_cpu and dtype in (torch.float32, torch.bfloat16) and all(one.dtype is dtype for one in tensors)):
         return False
-    if torch.compiler.is_compiling() or not torch.backends.cuda.flash_sdp_enabled() or torch.get_num_threads() > _CORES:
+    if torch.compiler.is_compiling() or not torch.backends.cuda.flash_sdp_enabled() or torch.get_num_threads() > _CORES or _intel():
         return False
-    return not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
+    return not _learns(*tensors)
+
+
+def _learns(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+
+
+@lru_cache(maxsize=1)
+def _intel() -> bool:
+    """Is it a processor for which MKL, by which torch's fused kernel multiplies, uses all of its instructions?"""
+    return "Intel" in str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", ""))
 
 
 def _in_pieces(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor) -> Tensor:
     """Head by head, as many rows at once as the processor's cache holds scores of: two of oneDNN's products and a softmax.
 
     Of 2 x 8 heads, 4,096 tokens, 40 wide, on two quiet cores of Zen 5: 306 ms by torch's fused kernel in float32, 236 so; 330 and 152 in
-    bf16. In float32 the result is the same but for the order of rounding. In bf16 scores are rounded too: on unit-normal numbers it is
+    bf16. (On a core of a Xeon with AMX it is the other way round: 428 and 610 ms, in bf16 190 and 337.) In float32 the result is the same but for the order of rounding. In bf16 scores are rounded too: on unit-normal numbers it is
     0.5 % off, as with few keys, and the fused kernel's 0.2 %.
     """
     B, N, L, d = q_BNLd.shape

@@ -32,6 +32,8 @@ __all__ = ["Diverged", "Run", "device_of", "tensors_of"]
 SKIPS = 10  # steps in a row without a finite loss and gradient, after which training stops
 HELD_OUT = 256  # rows that validation looks at, in whole batches
 OFTEN = 16  # of one picture, each with a time and a noise of its own
+SHAPES = 8  # of pictures, up to which it is worth while to compile for each
+GRAPHS = 64  # of one network: its shapes, times the phases of a step
 
 
 class Diverged(RuntimeError):
@@ -308,15 +310,21 @@ class Run:
     def _compile(self) -> list[nn.Module]:
         """Compile, in place, what the task calls as a network: `task.compiles()`, or the panels that have a `forward`.
 
-        Every shape is compiled for itself, since which kernel a shape gets must not depend on what came before it.
+        Every shape is compiled for itself, since which kernel a shape gets must not depend on what came before it. For the same reason
+        torch must not stop after its first few and leave the others as they are: another order of them, after a kill, would learn others.
         """
+        shapes = getattr(self.data, "shapes", 1)
+        if shapes > SHAPES:
+            said = f"pictures come in {shapes} shapes, and each would be compiled for itself, for a minute or more"
+            self.report.say(f"not compiled: {said}; up to {SHAPES} are (smaller data.buckets.slimmest, larger data.buckets.step)")
+            return []
         if self.device.type == "cpu" and not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
             self.report.say("not compiled: there is no C++ compiler here (c++, g++ or clang++); training is slower, and the same")
             return []
         wanted = self.task.compiles() if hasattr(self.task, "compiles") else self.task.panels().values()  # type: ignore[attr-defined]
         chosen = [m for m in wanted if type(m).forward is not nn.Module.forward]
         for module in chosen:
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, isolate_recompiles=True, recompile_limit=GRAPHS)
         return chosen
 
     def _held_out_batches(self, held_out: Any) -> list[Batch]:
