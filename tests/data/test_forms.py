@@ -266,6 +266,7 @@ def test_buckets(pairs: list[Pair], tmp_path: Path) -> None:
     batches = [dataset.batch(5, step, 8) for step in range(2 * N // 8 + 8)]
     shapes = {tuple(batch.images_BCHW.shape[2:]) for batch in batches}
     assert len(shapes) >= 3 and all(batch.images_BCHW.shape[0] == 8 for batch in batches)
+    assert dataset.shapes == len(shapes) and data.build(Data(sources=spec(tmp_path).sources, size=32)).shapes == 1
     assert batches[17].keys == data.build(Data(sources=spec(tmp_path).sources, size=32, buckets=Buckets(step=4))).batch(5, 17, 8).keys
     told = dataset.sources[0].describe()["buckets"]
     for shape in shapes:

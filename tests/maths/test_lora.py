@@ -161,7 +161,7 @@ def test_what_was_packed_is_packed_anew(dtype: torch.dtype) -> None:
     plain.load_state_dict(network.state_dict())
     close = 1e-5 if dtype is torch.float32 else 0.02
     assert (network(x) - plain(x)).float().norm() <= close * plain(x).float().norm()
-    assert network.qkv.packed is None or network.qkv.packed.of(network.qkv.weight) is not network.qkv.weight
+    assert network.qkv.packed is None or network.qkv.packed.of(network.qkv.weight) is network.qkv.packed.copies
     assert network.conv.packing and network.qkv.weight.dtype == dtype
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.layers.linear import Linear, pack
+from triptych.layers.lora import LoRA
 
 
 def exact(layer: nn.Linear, x: Tensor, gelu: bool) -> Tensor:
@@ -41,6 +42,27 @@ def test_values(dtype: torch.dtype, close: float, shape: tuple[int, ...], bias: 
         assert y.shape == true.shape and y.dtype == dtype
         assert error(y, true) < close
     assert learning.requires_grad and not plain.requires_grad
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float64, 1e-12)], ids=str)
+def test_one_half_gates_the_other(dtype: torch.dtype, close: float, bias: bool) -> None:
+    """Learning, plain, packed, packed of a weight that has changed since, and inside a LoRA that adds nothing."""
+    layer, x = Linear(24, 36, bias=bias, gated=True, dtype=dtype), torch.randn(2, 5, 24, dtype=dtype)
+
+    def true() -> Tensor:
+        a, b = exact(layer, x, False).chunk(2, dim=-1)
+        return a * F.gelu(b)
+
+    learning = layer.geglu(x)
+    assert learning.requires_grad and error(learning.detach(), true()) < close
+    with torch.no_grad():
+        assert error(layer.geglu(x), true()) < close
+        pack(layer)
+        assert error(layer.geglu(x), true()) < close and error(layer(x), exact(layer, x, False)) < close
+        layer.weight.mul_(2)
+        assert error(layer.geglu(x), true()) < close
+        assert error(LoRA(layer, 2, 2.0).to(dtype).geglu(x), true()) < close
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -84,7 +106,7 @@ def test_a_changed_weight_is_noticed() -> None:
     }
     for way, change in ways.items():
         pack(layer)
-        assert layer.packed is not None and layer.packed.of(layer.weight) is layer.packed.copy
+        assert layer.packed is not None and layer.packed.of(layer.weight) is layer.packed.copies
         if way == "optimizer":
             layer.weight.grad = torch.randn(17, 24)
         change()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from triptych.catalog import nearest
 from triptych.layers.conv import Conv
-from triptych.layers.linear import Linear, repack
+from triptych.layers.linear import Linear, geglu, repack
 
 __all__ = ["ATTENTION", "Addition", "LoRA", "Part", "add", "additions", "fold", "insert", "inserted", "part_shape", "plain"]
 
@@ -59,7 +59,7 @@ class Addition:
 
 
 class LoRA(nn.Module):
-    """A product and what it learns anew: forward(x [..., I], gelu) -> [..., O], as `Linear`.
+    """A product and what it learns anew: forward(x [..., I], gelu) -> [..., O], and `geglu`, as `Linear`.
 
     A [P r, I] and B [O, r] hold the parts' one below the other; A as Kaiming's uniform with a = sqrt(5), as PEFT's, B zero.
     """
@@ -83,6 +83,10 @@ class LoRA(nn.Module):
         added = [F.linear(part, B) for part, B in pairs]
         y = y + self.alpha / self.rank * (torch.cat(added, dim=-1) if added[1:] else added[0])
         return F.gelu(y, approximate="tanh") if gelu else y
+
+    def geglu(self, x: Tensor) -> Tensor:
+        """As `Linear.geglu`."""
+        return geglu(self(x))
 
     def additions(self, module: str) -> list[Addition]:
         """One a part, under this module's path."""

@@ -232,7 +232,7 @@ class TransformerBlock(nn.Module):
         self.out = Linear(width, width)
         self.cross_query = Linear(width, width, bias=False)
         self.cross_out = Linear(width, width)
-        self.up = Linear(width, 8 * width)
+        self.up = Linear(width, 8 * width, gated=True)
         self.down = Linear(4 * width, width)
 
     def forward(self, x_BLD: Tensor, text: Text, mask_B11M: Tensor | None) -> Tensor:
@@ -243,8 +243,7 @@ class TransformerBlock(nn.Module):
         k, v = (said.to(q.dtype) for said in text)
         x_BLD, _ = together(x_BLD, q)
         x_BLD = x_BLD + self.cross_out(rearrange(attend(q, k, v, mask_B11M), "b n l d -> b l (n d)"))
-        a, gate = self.up(self.norm3(x_BLD)).chunk(2, dim=-1)
-        return x_BLD + self.down(a * F.gelu(gate))
+        return x_BLD + self.down(self.up.geglu(self.norm3(x_BLD)))
 
 
 class Transformer(nn.Module):
