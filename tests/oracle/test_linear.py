@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych.layers.linear import Linear, pack
+from triptych.layers import linear
+from triptych.layers.linear import Linear, pack, product
 from triptych.layers.lora import LoRA
 
 
@@ -86,12 +87,18 @@ def test_what_needs_no_gradient_gets_none() -> None:
     assert layer.weight.grad is not None and layer.bias.grad is not None
 
 
-def test_autocast_decides() -> None:
+def test_autocast_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Linear(8, 4), torch.randn(3, 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
         pack(layer)
         assert layer(x).dtype == torch.bfloat16
+        layer.to(torch.bfloat16)
+        pack(layer)
+        asked: list[Tensor] = []
+        monkeypatch.setattr(linear, "product", lambda x, weight, *more: asked.append(weight) or product(x, weight, *more))
+        assert error(layer(x.bfloat16()), exact(layer, x.bfloat16(), False)) < 8e-3
+        assert layer.packed is not None and [id(one) for one in asked] == [id(layer.packed.copies[0])], "bf16 itself is packed there too"
 
 
 @torch.no_grad()

@@ -64,9 +64,9 @@ class Linear(nn.Linear):
         return product(x, halves[0], biases[0]).mul_(product(x, halves[1], biases[1], "erf"))
 
     def _onednn(self, x: Tensor) -> bool:
-        """Is x one that it multiplies? Under autocast F.linear is right."""
+        """Is x one that it multiplies? What autocast would make another precision of is left to F.linear."""
         ours = _ONEDNN and x.is_cpu and x.dtype is self.weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-        return ours and not torch.is_autocast_enabled("cpu")
+        return ours and not (torch.is_autocast_enabled("cpu") and x.dtype is not torch.get_autocast_dtype("cpu"))
 
 
 def geglu(y: Tensor) -> Tensor:
