@@ -9,9 +9,9 @@
     minutes are training alone, compiling included; the trials before it are told, and not counted.
 
 Both draw by the recipe's own settings the words of the same held-out scenes, seeds and noise; FD through triptych-eyes-v1; object
-accuracy = what triptych-detector-v1 reads right, the mean over the objects judge's tasks (number, colours, places...). `exact`, whole scenes
-right, is told beside it: at this length they are a few in a hundred at most, and decide nothing. Run again after an interruption, it goes on:
-the peer from its last whole minute, ours from the trainer's checkpoints. Recipes: those that hear words, such as ldm and sd.
+accuracy = what triptych-detector-v1 reads right, the mean over the objects judge's tasks (number, colours, places...). `exact`, whole
+scenes right, is told beside it: at this length it is a few in a hundred at most, and decides nothing. Run again after an interruption, it
+goes on: the peer from its last whole minute, ours from the trainer's checkpoints. Recipes: those that hear words, such as ldm and sd.
 """
 
 from __future__ import annotations
@@ -238,7 +238,8 @@ def page(found: Mapping[str, Any]) -> str:
     lines = [
         "# Time to quality", "",
         f"Written by `python -m benchmarks.time_to_quality`: recipe {found['of']['recipe']}, {found['of']['n']} held-out scenes, "
-        f"{found['threads']} threads.", "", "| | steps | minutes | FD | objects, % | exact, % | reached |", "|---|---:|---:|---:|---:|---:|---|",
+        f"{found['threads']} threads.", "", "| | steps | minutes | FD | objects, % | exact, % | reached |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]  # fmt: skip
     for who, one, said in rows:
         objects = f"{100 * one['objects']:.1f} | {100 * one['exact']:.1f}"

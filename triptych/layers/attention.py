@@ -63,8 +63,8 @@ def _in_pieces(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor) -> Tensor:
     """Head by head, as many rows at once as the processor's cache holds scores of: two of oneDNN's products and a softmax.
 
     Of 2 x 8 heads, 4,096 tokens, 40 wide, on two quiet cores of Zen 5: 306 ms by torch's fused kernel in float32, 236 so; 330 and 152 in
-    bf16. (On a core of a Xeon with AMX it is the other way round: 428 and 610 ms, in bf16 190 and 337.) In float32 the result is the same but for the order of rounding. In bf16 scores are rounded too: on unit-normal numbers it is
-    0.5 % off, as with few keys, and the fused kernel's 0.2 %.
+    bf16. On a core of a Xeon with AMX it is the other way round: 428 and 610 ms, in bf16 190 and 337. In float32 the result is the same
+    but for the order of rounding. In bf16 scores are rounded too: on unit-normal numbers it is 0.5 % off, and the fused kernel's 0.2 %.
     """
     B, N, L, d = q_BNLd.shape
     rows = max(1, _BYTES // (k_BNKd.shape[2] * q_BNLd.element_size()))
