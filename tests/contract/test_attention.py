@@ -25,7 +25,7 @@ def heads(batch: int, many: int, tokens: int, keys: int, width: int, dtype: torc
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
-    monkeypatch.setattr(attention, "_intel", lambda: False)
+    monkeypatch.setattr(attention, "INTEL", False)
     pieces = attention._in_pieces
     monkeypatch.setattr(attention, "_in_pieces", lambda *qkv: calls.append(1) or pieces(*qkv))
     return calls
@@ -51,7 +51,7 @@ def test_in_pieces_as_at_once(
 @pytest.mark.parametrize("intel", [False, True])
 @torch.no_grad()
 def test_a_row_is_the_same_in_any_batch(intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_intel", lambda: intel)
+    monkeypatch.setattr(attention, "INTEL", intel)
     q, k, v = heads(3, 2, 1100, 1100, 16, torch.float32)
     together = attend(q, k, v)
     for i in range(3):
@@ -69,7 +69,7 @@ def test_who_learns_hides_keys_or_chooses_is_left_to_torch(counted: list[int], m
     with sdpa_kernel(SDPBackend.MATH):
         attend(q, k, v)
     with monkeypatch.context() as there:
-        there.setattr(attention, "_intel", lambda: True)
+        there.setattr(attention, "INTEL", True)
         attend(q, k, v)
     assert not counted
     attend(q, k, v)

@@ -15,6 +15,13 @@ from triptych.layers.linear import Linear, pack, product
 from triptych.layers.lora import LoRA
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["not Intel's", "Intel's"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways, whatever this one is."""
+    monkeypatch.setattr(linear, "INTEL", request.param)
+    return request.param
+
+
 def exact(layer: nn.Linear, x: Tensor, gelu: bool) -> Tensor:
     y = F.linear(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double())
     return F.gelu(y, approximate="tanh") if gelu else y

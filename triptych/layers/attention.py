@@ -5,15 +5,13 @@ B batch, N heads, L tokens (M of another sequence), D width, d = D / N, K = L + 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.layers.blocks import RMSNorm
-from triptych.layers.linear import Linear, product
+from triptych.layers.linear import INTEL, Linear, product
 
 __all__ = ["CrossAttention", "SelfAttention", "attend", "rotate"]
 
@@ -44,19 +42,13 @@ def _alone(*tensors: Tensor) -> bool:
     dtype = tensors[0].dtype
     if not (_ONEDNN and tensors[0].is_cpu and dtype in (torch.float32, torch.bfloat16) and all(one.dtype is dtype for one in tensors)):
         return False
-    if torch.compiler.is_compiling() or not torch.backends.cuda.flash_sdp_enabled() or torch.get_num_threads() > _CORES or _intel():
+    if torch.compiler.is_compiling() or not torch.backends.cuda.flash_sdp_enabled() or torch.get_num_threads() > _CORES or INTEL:
         return False
     return not _learns(*tensors)
 
 
 def _learns(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
-
-
-@lru_cache(maxsize=1)
-def _intel() -> bool:
-    """Is it a processor for which MKL, by which torch's fused kernel multiplies, uses all of its instructions?"""
-    return "Intel" in str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", ""))
 
 
 def _in_pieces(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor) -> Tensor:

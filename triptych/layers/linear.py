@@ -4,7 +4,7 @@ For float32 torch asks MKL, which keeps AMD's processors to instructions of half
 not: 2.1 times as fast on Zen 5 (105 and 220 GFLOP/s a core). It also applies GELU while the product is still in the cache: done
 after it, the tanh costs as much as the product. A product of which one half gates the other (GEGLU) is two products for the same
 reason: in bf16 a quarter to a half less time (1,024 x 128 to 1,024: 963 and 794 us on a core of a Xeon; 8,192 x 320 to 2,560: 64 and
-27 ms).
+27 ms). On Intel's processors, where MKL has all instructions, oneDNN is asked for weights that were packed, and torch for the others.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["Linear", "geglu", "pack", "product", "repack"]
+__all__ = ["INTEL", "Linear", "geglu", "pack", "product", "repack"]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
+INTEL = "Intel" in str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", ""))  # for them MKL uses all instructions
 
 
 class Linear(nn.Linear):
@@ -66,7 +67,9 @@ class Linear(nn.Linear):
     def _onednn(self, x: Tensor) -> bool:
         """Is x one that it multiplies? What autocast would make another precision of is left to F.linear."""
         ours = _ONEDNN and x.is_cpu and x.dtype is self.weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-        return ours and not (torch.is_autocast_enabled("cpu") and x.dtype is not torch.get_autocast_dtype("cpu"))
+        if not ours or (torch.is_autocast_enabled("cpu") and x.dtype is not torch.get_autocast_dtype("cpu")):
+            return False
+        return not INTEL or not (torch.compiler.is_compiling() or self.packed is None)
 
 
 def geglu(y: Tensor) -> Tensor:
