@@ -231,7 +231,7 @@ def built(make: Callable[[], nn.Module]) -> Any:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Inside, nobody draws first weights: there is no memory to hold them, and asking costs a third of the time of building."""
+    """Inside, nobody draws first weights: there is no memory to hold them, and asking costs time."""
 
     SKIPPED = (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_)
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.layers.blocks import RMSNorm
-from triptych.layers.linear import INTEL, Linear, product
+from triptych.layers.linear import INTEL, Linear, learns, product
 
 __all__ = ["CrossAttention", "SelfAttention", "attend", "rotate"]
 
@@ -26,10 +26,10 @@ def attend(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor, mask_B11K: Tensor | N
     if mask_B11K is None and k_BNKd.shape[2] >= _MANY and _alone(q_BNLd, k_BNKd, v_BNKd):
         return _in_pieces(q_BNLd, k_BNKd, v_BNKd)
     short_bf16 = q_BNLd.dtype == torch.bfloat16 and q_BNLd.is_cpu and k_BNKd.shape[2] <= 512
-    if not (short_bf16 and _learns(q_BNLd, k_BNKd, v_BNKd)):
+    if not (short_bf16 and learns(q_BNLd, k_BNKd, v_BNKd)):
         return F.scaled_dot_product_attention(q_BNLd, k_BNKd, v_BNKd, mask_B11K)
     # Plain products: the fused kernel of CPUs takes three times as long backwards in bf16 (64 tokens, 4 or 8 heads, Zen 5). Forwards it is
-    # two to six times as fast (64 to 256 keys, a Xeon with AMX), and half as far from the truth.
+    # mostly twice as fast (16 to 256 keys, a core of a Xeon with AMX; at worst 0.8), and half as far from the truth.
     scores_BNLK = (q_BNLd * q_BNLd.shape[-1] ** -0.5) @ k_BNKd.transpose(-1, -2)
     if mask_B11K is not None:
         scores_BNLK = scores_BNLK.masked_fill(~mask_B11K, torch.finfo(torch.bfloat16).min)
@@ -44,11 +44,7 @@ def _alone(*tensors: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or not torch.backends.cuda.flash_sdp_enabled() or torch.get_num_threads() > _CORES or INTEL:
         return False
-    return not _learns(*tensors)
-
-
-def _learns(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+    return not learns(*tensors)
 
 
 def _in_pieces(q_BNLd: Tensor, k_BNKd: Tensor, v_BNKd: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from triptych.layers.attention import attend
+from triptych.layers.linear import learns
 
 __all__ = ["AttentionBlock", "Conv", "Down", "Enlarge", "GroupNorm", "ResBlock", "doubled", "halved", "pack", "silu", "unpack"]
 
@@ -44,8 +45,7 @@ class Conv(nn.Conv2d):
         if not self.packing or torch.compiler.is_compiling():
             return False
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if x.is_cpu and dtype is self.weight.dtype and not learns:
+        if x.is_cpu and dtype is self.weight.dtype and not learns(x, self.weight):
             return True
         self.unpack()
         return False
@@ -237,8 +237,7 @@ class GroupNorm(nn.GroupNorm):
         narrow = x.dtype is torch.bfloat16 and x.is_cpu and x.ndim == 4 and x.shape[1] < 16 * self.num_groups
         if not narrow or not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if learns and x.shape[1] <= 64:
+        if learns(x, self.weight) and x.shape[1] <= 64:
             return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         if x.shape[2] * x.shape[3] < 1024:
             return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)

@@ -3,8 +3,9 @@
 For float32 torch asks MKL, which keeps AMD's processors to instructions of half the width. oneDNN, which torch asks for bf16, does
 not: 2.1 times as fast on Zen 5 (105 and 220 GFLOP/s a core). It also applies GELU while the product is still in the cache: done
 after it, the tanh costs as much as the product. A product of which one half gates the other (GEGLU) is two products for the same
-reason: in bf16 a quarter to a half less time (1,024 x 128 to 1,024: 963 and 794 us on a core of a Xeon; 8,192 x 320 to 2,560: 64 and
-27 ms). On Intel's processors, where MKL has all instructions, oneDNN is asked for weights that were packed, and torch for the others.
+reason: in bf16 a tenth to a half less time (on a core of a Xeon beside other work, 128 x 128 to 1,024: 134 and 121 us; 1,024 x 128 to
+1,024: 963 and 794; 8,192 x 320 to 2,560: 64 and 27 ms). On Intel's processors, where MKL has all instructions, oneDNN is asked for weights
+that were packed, and torch for the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["INTEL", "Linear", "geglu", "pack", "product", "repack"]
+__all__ = ["INTEL", "Linear", "geglu", "learns", "pack", "product", "repack"]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 INTEL = "Intel" in str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", ""))  # for them MKL uses all instructions
@@ -45,7 +46,7 @@ class Linear(nn.Linear):
         weight, bias = self.weight, self.bias
         if not self._onednn(x):
             y = F.linear(x, weight, bias)
-        elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        elif learns(x, weight):
             y = _Differentiable.apply(x, weight, bias) if x.dtype is torch.float32 else F.linear(x, weight, bias)
         elif torch.compiler.is_compiling():
             return _traced(x, weight, bias, gelu)
@@ -57,19 +58,23 @@ class Linear(nn.Linear):
 
     def geglu(self, x: Tensor) -> Tensor:
         """a GELU(b), where forward(x) = [a, b] (arXiv 2002.05202): [..., I] -> [..., O / 2]."""
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if learns or not self._onednn(x) or torch.compiler.is_compiling():
+        if learns(x, self.weight) or not self._onednn(x) or torch.compiler.is_compiling():
             return geglu(self(x))
         halves = self.weight.chunk(2) if self.packed is None else self.packed.of(self.weight)
         biases = (None, None) if self.bias is None else self.bias.chunk(2)
         return product(x, halves[0], biases[0]).mul_(product(x, halves[1], biases[1], "erf"))
 
     def _onednn(self, x: Tensor) -> bool:
-        """Is x one that it multiplies? What autocast would make another precision of is left to F.linear."""
+        """Is it asked for x, and not torch? What autocast would make another precision of is torch's."""
         ours = _ONEDNN and x.is_cpu and x.dtype is self.weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
         if not ours or (torch.is_autocast_enabled("cpu") and x.dtype is not torch.get_autocast_dtype("cpu")):
             return False
-        return not INTEL or not (torch.compiler.is_compiling() or self.packed is None)
+        return not INTEL or (self.packed is not None and not torch.compiler.is_compiling())
+
+
+def learns(*tensors: Tensor) -> bool:
+    """Does anybody ask for gradients of what is made of them?"""
+    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
 
 
 def geglu(y: Tensor) -> Tensor:

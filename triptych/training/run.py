@@ -32,7 +32,7 @@ __all__ = ["Diverged", "Run", "device_of", "tensors_of"]
 SKIPS = 10  # steps in a row without a finite loss and gradient, after which training stops
 HELD_OUT = 256  # rows that validation looks at, in whole batches
 OFTEN = 16  # of one picture, each with a time and a noise of its own
-SHAPES = 8  # of pictures, up to which it is worth while to compile for each
+SHAPES = 8  # of pictures, up to which each is compiled for itself
 GRAPHS = 64  # of one network: its shapes, times the phases of a step
 
 
@@ -315,7 +315,7 @@ class Run:
         """
         shapes = getattr(self.data, "shapes", 1)
         if shapes > SHAPES:
-            said = f"pictures come in {shapes} shapes, and each would be compiled for itself, for a minute or more"
+            said = f"pictures come in {shapes} shapes, and each would be compiled for itself"
             self.report.say(f"not compiled: {said}; up to {SHAPES} are (smaller data.buckets.slimmest, larger data.buckets.step)")
             return []
         if self.device.type == "cpu" and not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
